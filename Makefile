@@ -1,0 +1,52 @@
+# Everything runs inside .venv, which the first target that needs it creates.
+# Another interpreter: make PYTHON=python3.12 test
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help install demo test test-slow lint bench clean
+
+help:
+	@echo "make install    make $(VENV) and install the package and its test tools in it"
+	@echo "make demo       train, attack, shrink and export on the embedded digits (minutes)"
+	@echo "make test       ruff, then the fast tests and the doctests"
+	@echo "make test-slow  the tests marked slow"
+	@echo "make lint       ruff alone"
+	@echo "make bench      time ratios against the floor, cleverhans, ART and foolbox"
+	@echo "make clean      remove $(VENV) and caches (saved_models/ stays)"
+
+# A stamp that is newer than setup.py says that the environment is complete.
+$(VENV)/.installed: setup.py
+	@test -n "$(PYTHON)" || { echo "tfrobust needs Python 3.11, 3.12 or 3.13 (those have TensorFlow wheels); none found. Name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tfrobust needs Python >= 3.11. Received: PYTHON=$(PYTHON), $$($(PYTHON) --version 2>&1)"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable ".[peers]"
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(PY) -m recipes.quickstart
+
+lint: install
+	$(PY) -m ruff check .
+
+test: lint
+	$(PY) -m pytest -q
+
+test-slow: install
+	$(PY) -m pytest -q -m slow tests
+
+bench: $(VENV)/.peers
+	$(PY) -m bench.run
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
