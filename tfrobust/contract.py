@@ -1,0 +1,116 @@
+"""What every room may take for granted about images, labels and models, and the checks that refuse the rest.
+
+Pixels are float32 in [0, 1] with shape `(batch, height, width, channels)` (or any rank from 2 up),
+labels are integers `(batch,)`, a classifier is a functional Keras model that returns logits
+`(batch, classes)`. The checks run before any work is lost and raise one-line errors.
+
+>>> import numpy as np
+>>> images(np.full((2, 8, 8, 1), 0.5)).dtype
+dtype('float32')
+>>> labels([3, 1], classes=10)
+array([3, 1], dtype=int32)
+"""
+
+import keras
+import numpy as np
+
+
+def images(x, name="x"):
+    """Returns `x` as float32 pixels in [0, 1], shape `(batch, ...)`.
+
+    Raises:
+        TypeError: integer or non-numeric pixels.
+        ValueError: no examples, rank below 2, values that are not finite or outside [0, 1].
+    """
+    x = np.asarray(x)
+    if x.dtype.kind in "iub":
+        raise TypeError(
+            f"`{name}` must hold float pixels in [0, 1]: divide uint8 images by 255. "
+            f"Received: dtype={x.dtype}"
+        )
+    if x.dtype.kind != "f":
+        raise TypeError(f"`{name}` must be a numeric array of images. Received: dtype={x.dtype}")
+    if x.ndim < 2:
+        raise ValueError(f"`{name}` must have shape (batch, ...). Received: shape={x.shape}")
+    if len(x) == 0:
+        raise ValueError(f"`{name}` must hold at least one example. Received: shape={x.shape}")
+    low, high = float(x.min()), float(x.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"`{name}` must be finite. Received: NaN or infinite pixels")
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"`{name}` must lie in [0, 1]. Received: values from {low:.6g} to {high:.6g}"
+        )
+    return np.ascontiguousarray(x, np.float32)
+
+
+def labels(y, classes=None, name="y", count=None):
+    """Returns `y` as int32 labels of shape `(batch,)`; a trailing axis of one is dropped.
+
+    Raises:
+        TypeError: labels that are not integers.
+        ValueError: one-hot rows, labels outside [0, classes), another length than `count`.
+    """
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[-1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise ValueError(
+            f"`{name}` must be integer labels of shape (batch,): "
+            f"turn one-hot rows into integers with np.argmax(y, -1). Received: shape={y.shape}"
+        )
+    if y.dtype.kind not in "iub":
+        if y.dtype.kind != "f" or not np.array_equal(y, np.round(y)):
+            raise TypeError(f"`{name}` must be integer labels. Received: dtype={y.dtype}")
+    if count is not None and len(y) != count:
+        raise ValueError(
+            f"`{name}` must have one label for each of the {count} images. Received: {len(y)} labels"
+        )
+    if len(y) and classes is not None and not (y.min() >= 0 and y.max() < classes):
+        raise ValueError(
+            f"`{name}` must lie in [0, {classes - 1}] for a model with {classes} classes. "
+            f"Received: labels from {int(y.min())} to {int(y.max())}"
+        )
+    return y.astype(np.int32)
+
+
+def classes_of(model):
+    """Number of classes of a classifier; a single logit counts as two."""
+    return max(int(model.output_shape[-1]), 2)
+
+
+def classifier(model, name="classifier"):
+    """Returns `model` if it is a functional classifier with logits out, else raises.
+
+    Raises:
+        TypeError: not a functional Keras model.
+        ValueError: several inputs or outputs, outputs that are not `(batch, classes)`, an input
+            shape with unknown sizes, or a softmax / sigmoid at the end.
+    """
+    advice = "bring it into the contract with tr.models.prepare(model)"
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`{name}` must be a functional keras.Model. Received: {type(model).__name__}"
+        )
+    if not hasattr(model, "operations") or isinstance(model, keras.Sequential):
+        raise TypeError(
+            f"`{name}` must be a functional keras.Model, not a {type(model).__name__}: {advice}"
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"`{name}` must have one input and one output. Received: "
+            f"{len(model.inputs)} inputs, {len(model.outputs)} outputs"
+        )
+    if len(model.outputs[0].shape) != 2 or model.outputs[0].shape[-1] is None:
+        raise ValueError(
+            f"`{name}` must return logits of shape (batch, classes). "
+            f"Received: output shape {tuple(model.outputs[0].shape)}"
+        )
+    last = model.outputs[0]._keras_history.operation
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    if activation in ("softmax", "sigmoid") or isinstance(last, keras.layers.Softmax):
+        raise ValueError(
+            f"`{name}` must return logits, but its last layer '{last.name}' applies "
+            f"{activation or 'softmax'}: {advice}"
+        )
+    return model

@@ -1,0 +1,96 @@
+"""Per-example scores of logits, all of shape `(batch,)`, that an attacker maximises.
+
+Attacks differentiate the *sum* over the batch, so one example's gradient never depends on the
+others. Logits may be `(batch, classes)` or a single binary logit `(batch, 1)`; labels may be
+integers, integers with a trailing axis of one, or one-hot / smoothed rows.
+
+>>> import tensorflow as tf
+>>> z = tf.constant([[2.0, 1.0, 0.0]])
+>>> float(margin(z, tf.constant([0]))[0])
+-1.0
+"""
+
+import tensorflow as tf
+
+_BIG = 1e30
+
+
+def as_logits(logits):
+    """Float32 logits `(batch, classes)`; a single logit z becomes the pair (0, z)."""
+    logits = tf.cast(logits, tf.float32)
+    if logits.shape[-1] == 1:
+        logits = tf.concat([tf.zeros_like(logits), logits], -1)
+    return logits
+
+
+def as_labels(y, classes):
+    """Integer labels `(batch,)` from integers, `(batch, 1)` or one-hot / smoothed rows."""
+    y = tf.convert_to_tensor(y)
+    if y.shape.rank == 2:
+        y = y[:, 0] if y.shape[-1] == 1 or y.shape[-1] != classes else tf.argmax(y, -1)
+    return tf.cast(y, tf.int32)
+
+
+def _parts(logits, y):
+    logits = as_logits(logits)
+    hot = tf.one_hot(as_labels(y, logits.shape[-1]), logits.shape[-1])
+    true = tf.reduce_sum(logits * hot, -1)
+    return logits, hot, true
+
+
+def cross_entropy(logits, y, target=None):
+    """CE = logsumexp(z) - z_y, in nats."""
+    del target
+    logits, _, true = _parts(logits, y)
+    return tf.reduce_logsumexp(logits, -1) - true
+
+
+def margin(logits, y, target=None):
+    """max over k != y of z_k - z_y; an example is fooled when this is strictly positive."""
+    del target
+    logits, hot, true = _parts(logits, y)
+    return tf.reduce_max(logits - _BIG * hot, -1) - true
+
+
+def dlr(logits, y, target=None):
+    """Difference of logits ratio (Croce and Hein, 2020, eq. 6); needs 3 classes or more."""
+    del target
+    logits, hot, true = _parts(logits, y)
+    top = tf.math.top_k(logits, 3).values
+    other = tf.reduce_max(logits - _BIG * hot, -1)
+    return -(true - other) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_targeted(logits, y, target):
+    """Targeted DLR (Croce and Hein, 2020, eq. 7) towards class `target`; needs 4 classes or more."""
+    logits, _, true = _parts(logits, y)
+    top = tf.math.top_k(logits, 4).values
+    wanted = tf.gather(logits, target, batch_dims=1)
+    return -(true - wanted) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
+def kl(logits, other):
+    """KL(softmax(logits) || softmax(other)), in nats."""
+    log_p = tf.nn.log_softmax(as_logits(logits))
+    log_q = tf.nn.log_softmax(as_logits(other))
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), -1)
+
+
+NAMES = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "dlr_targeted": dlr_targeted,
+}
+MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
+
+
+def get(loss):
+    """The loss named `loss`, or `loss` itself if it is a callable (logits, y, target) -> (batch,)."""
+    if callable(loss):
+        return loss
+    if loss not in NAMES:
+        raise ValueError(
+            f"`loss` must be a callable or one of {sorted(NAMES)}. Received: loss={loss!r}"
+        )
+    return NAMES[loss]

@@ -1,0 +1,152 @@
+"""Penalties on a pair of passes, clean and adversarial: V, the vulnerability of the hidden features.
+
+A regularizer is any callable `(clean, adversarial) -> (batch,)` of two `Pass` objects; games take
+a list of them and weigh each example as the loss does.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass
+class Pass:
+    """What one forward pass leaves: logits `(batch, classes)` and the recorded features."""
+
+    logits: Any
+    features: list
+
+
+def feature_layers(model):
+    """Names of the layers whose outputs are the hidden features: every activation but the last layer.
+
+    >>> from tfrobust import models
+    >>> feature_layers(models.lenet5_caffe())
+    ['relu_conv1', 'relu_conv2', 'relu_dense3']
+    """
+    linear = (None, keras.activations.linear)
+    last = model.outputs[0]._keras_history.operation
+
+    def is_feature(layer):
+        kinds = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)
+        kinds += (keras.layers.ELU, keras.layers.PReLU)
+        fused = getattr(layer, "activation", None) not in linear
+        return layer is not last and (isinstance(layer, kinds) or fused)
+
+    names = [layer.name for layer in model.layers if is_feature(layer)]
+    if not names:
+        raise ValueError(
+            "`features` must be given for a model without hidden activations. "
+            f"Received: model '{model.name}'"
+        )
+    return names
+
+
+def with_features(model, names):
+    """A functional model on the same layers that returns [logits, *features]."""
+    known = {layer.name for layer in model.layers}
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"`features` must name layers of '{model.name}': {sorted(known)}. Received: {name!r}"
+            )
+    outputs = [model.get_layer(name).output for name in names]
+    return keras.Model(model.inputs[0], [model.outputs[0], *outputs])
+
+
+def _per_example(values, reduction):
+    flat = tf.reshape(tf.cast(values, tf.float32), (tf.shape(values)[0], -1))
+    return tf.reduce_mean(flat, -1) if reduction == "mean" else tf.reduce_sum(flat, -1)
+
+
+def check_reduction(reduction):
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"`reduction` must be 'mean' or 'sum'. Received: reduction={reduction!r}")
+    return reduction
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class VulnerabilitySuppression:
+    """V = mean over layers of mean over units |z(x) - z(x')| (Madaan et al., 2020, eq. 1, 2 and 6).
+
+    Both branches are differentiated. With `reduction="sum"` the units of a layer are summed, as in
+    the authors' blog post: the same weight then acts hundreds of times stronger.
+
+    Args:
+        weight: Float >= 0, lambda. 0 switches the term off: it is not even computed.
+        reduction: "mean" (the paper's formula) or "sum".
+        features: Names of layers, default `feature_layers(model)`.
+    """
+
+    def __init__(self, weight=1.0, reduction="mean", features=None):
+        if not weight >= 0:
+            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
+        self.weight, self.reduction = float(weight), check_reduction(reduction)
+        self.features = None if features is None else list(features)
+
+    def __call__(self, clean, adversarial):
+        layers = [
+            _per_example(tf.abs(z - z_adv), self.reduction)
+            for z, z_adv in zip(clean.features, adversarial.features, strict=True)
+        ]
+        return self.weight * tf.add_n(layers) / len(layers)
+
+    def get_config(self):
+        return {"weight": self.weight, "reduction": self.reduction, "features": self.features}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@dataclasses.dataclass
+class Vulnerability:
+    """Vulnerability of a network on given pairs, in inference mode.
+
+    Attributes:
+        per_unit: {layer: float32 array of the layer's feature shape}, E|z(x) - z(x')|.
+        network: V, mean over layers of the mean over units.
+        relative: V over the mean absolute activation, E|z(x)|: free of the network's scale.
+        units: Number of scalar units recorded.
+    """
+
+    per_unit: dict
+    network: float
+    relative: float
+    units: int
+
+
+def vulnerability(model, x, x_adv, features=None, batch_size=256):
+    """Measures V (Madaan et al., 2020, eq. 1 and 2) over all given pairs.
+
+    Args:
+        model: Functional classifier.
+        x, x_adv: Float images `(batch, ...)` of the same shape.
+        features: Names of layers, default `feature_layers(model)`.
+
+    Returns:
+        A `Vulnerability`.
+    """
+    names = list(features or feature_layers(model))
+    net = with_features(model, names)
+    step = tf.function(lambda images: net(images, training=False)[1:], reduce_retracing=True)
+    gaps, sizes = [0.0] * len(names), [0.0] * len(names)
+    for start in range(0, len(x), batch_size):
+        rows = slice(start, start + batch_size)
+        pairs = zip(step(tf.constant(x[rows])), step(tf.constant(x_adv[rows])), strict=True)
+        for i, (z, z_adv) in enumerate(pairs):
+            z, z_adv = z.numpy().astype(np.float64), z_adv.numpy().astype(np.float64)
+            gaps[i] = gaps[i] + np.abs(z - z_adv).sum(0)
+            sizes[i] = sizes[i] + np.abs(z).sum(0)
+    gaps, sizes = [g / len(x) for g in gaps], [s / len(x) for s in sizes]
+    network = float(np.mean([g.mean() for g in gaps]))
+    scale = float(np.mean([s.mean() for s in sizes]))
+    return Vulnerability(
+        per_unit={n: g.astype(np.float32) for n, g in zip(names, gaps, strict=True)},
+        network=network,
+        relative=network / scale if scale else 0.0,
+        units=int(sum(g.size for g in gaps)),
+    )

@@ -1,0 +1,7 @@
+"""Games: `keras.Model` wrappers that train a classifier against an attack with plain `fit`."""
+
+from tfrobust.training.adversarial import AdversarialTraining
+from tfrobust.training.anp import ANP
+from tfrobust.training.game import Batch, Game
+
+__all__ = ["ANP", "AdversarialTraining", "Batch", "Game"]

@@ -1,0 +1,72 @@
+"""Adversarial training: weights learned on attacked images, alone or mixed with clean ones.
+
+    game = tr.training.AdversarialTraining(net, tr.attacks.PGD(tr.threats.Linf(0.3), steps=7))
+    game.compile(keras.optimizers.Adam(1e-3), metrics=["accuracy"])
+    game.fit(x_train, y_train, epochs=10)
+"""
+
+import keras
+
+from tfrobust.training.game import Game
+
+
+def check_mix(mix):
+    clean, adversarial = mix
+    if clean < 0 or adversarial < 0 or clean + adversarial == 0:
+        raise ValueError(f"`mix` must be two weights >= 0, not both 0. Received: mix={mix}")
+    return (float(clean), float(adversarial))
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class AdversarialTraining(Game):
+    """Minimises (c CE(f(x), y) + a CE(f(x'), y)) / (c + a) + regularizers, with mix = (c, a).
+
+    `mix=(0, 1)` is Madry et al. (2018); `(1, 2)` the mixed loss of the ANP-VS release; `(1, 0)`
+    standard training. With `VulnerabilitySuppression` among the regularizers it is AT-VS.
+
+    Args:
+        classifier, attack, regularizers, epsilon, weight_decay: see `Game`.
+        mix: Pair of weights >= 0 of the clean and the adversarial loss.
+
+    Example:
+
+    >>> from tfrobust import attacks, models, threats
+    >>> game = AdversarialTraining(models.digits_net(), attacks.PGD(threats.Linf(0.1), steps=2))
+    >>> game.compile("adam", metrics=["accuracy"])
+    """
+
+    def __init__(self, classifier, attack, mix=(0.0, 1.0), **kwargs):
+        self.mix = check_mix(mix)
+        super().__init__(classifier, attack, **kwargs)
+
+    def terms(self):
+        return ("regularization",) if self.regularizers else ()
+
+    def mixed(self, batch):
+        """(loss of the weights, loss on adversarial images) from one round of passes."""
+        clean_share, adversarial_share = (w / sum(self.mix) for w in self.mix)
+        needs_clean = clean_share or self.regularizers
+        if needs_clean:
+            clean, adversarial = self.passes(batch.x, batch.x_adv)
+        else:
+            (adversarial,) = self.passes(batch.x_adv)
+            clean = None
+        adversarial_loss = self.data_loss(batch, adversarial.logits)
+        loss = adversarial_share * adversarial_loss
+        if clean_share:
+            loss += clean_share * self.data_loss(batch, clean.logits)
+        if self.regularizers:
+            penalty = self.penalties(batch, clean, adversarial)
+            self.report("regularization", penalty, batch.count)
+            loss += penalty
+        if clean is None and self._compile_metrics is not None:
+            clean = self.forward(batch.x, training=False)
+        self.score(batch, None if clean is None else clean.logits, adversarial.logits)
+        return loss + self.weight_penalty(), adversarial_loss
+
+    def objective(self, batch, turn):
+        del turn
+        return {"weights": self.mixed(batch)[0]}
+
+    def get_config(self):
+        return {**super().get_config(), "mix": list(self.mix)}

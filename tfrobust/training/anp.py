@@ -1,0 +1,89 @@
+"""ANP and ANP-VS: Bayesian masks learned on the adversarial loss, weights on the mix (+ V).
+
+    net = tr.models.lenet5_caffe(mask=tr.layers.BetaBernoulliMask)
+    game = tr.training.ANP(net, attack, beta=4.0, train_size=60_000,
+                           regularizers=[tr.regularizers.VulnerabilitySuppression(1.0)])
+    game.compile(); game.fit(...)
+
+With a `VulnerabilitySuppression` of weight lambda > 0 this is ANP-VS, without it ANP.
+"""
+
+import keras
+import tensorflow as tf
+
+from tfrobust.training.adversarial import AdversarialTraining
+from tfrobust.training.game import check_number, number_config, value_at
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class ANP(AdversarialTraining):
+    """Adversarial neural pruning (Madaan et al., 2020, eq. 5, 6, 9 and Algorithm 1).
+
+    masks:    CE(f(x'), y) + beta / N * KL(masks)
+    weights:  (CE(f(x), y) + 2 CE(f(x'), y)) / 3 + weight_decay / 2 ||theta||^2 + regularizers
+
+    Both losses come from the same two passes (common random numbers), are differentiated at the
+    same parameters and applied by two optimizers; each moves only its own group. Images are
+    attacked in inference mode, through the expected masks.
+
+    Args:
+        classifier: Functional classifier with at least one `tr.layers.Mask`.
+        attack: The training attack.
+        beta: Float >= 0 or Keras schedule of the iteration, weight of the KL term.
+        train_size: Integer N, number of training examples (the KL is scaled by 1 / N).
+        mix: Pair of weights of the clean and the adversarial loss of the weights.
+        weight_decay: Float >= 0.
+        regularizers, epsilon, share_noise, validation_attack, seed: see `Game`.
+
+    Without optimizers `compile` takes the paper's: Adam 1e-3 for weights, 1e-2 for masks.
+    """
+
+    turns = (("weights", "masks"),)
+
+    def __init__(
+        self, classifier, attack, beta=4.0, train_size=None, mix=(1.0, 2.0), weight_decay=1e-4, **kw
+    ):
+        self.beta = check_number("beta", beta)
+        if train_size is None or train_size < 1:
+            raise ValueError(
+                "`train_size` must be the number of training examples: the KL is scaled by it. "
+                f"Received: train_size={train_size}"
+            )
+        self.train_size = int(train_size)
+        super().__init__(classifier, attack, mix=mix, weight_decay=weight_decay, **kw)
+        if not self.masks():
+            raise ValueError(
+                "`classifier` must have masks: call tr.layers.insert_masks(model, "
+                f"tr.layers.BetaBernoulliMask). Received: model '{classifier.name}' without masks"
+            )
+
+    def terms(self):
+        return (*super().terms(), "kl")
+
+    def group_variables(self):
+        owned = {id(v) for mask in self.masks() for v in mask.trainable_variables}
+        variables = self.classifier.trainable_variables
+        return {
+            "weights": [v for v in variables if id(v) not in owned],
+            "masks": [v for v in variables if id(v) in owned],
+        }
+
+    def default_optimizers(self):
+        return {
+            "weights": keras.optimizers.Adam(1e-3, epsilon=1e-8),
+            "masks": keras.optimizers.Adam(1e-2, epsilon=1e-8),
+        }
+
+    def objective(self, batch, turn):
+        weights, adversarial = self.mixed(batch)
+        kl = tf.add_n([mask.kl() for mask in self.masks()])
+        self.report("kl", kl)
+        scale = value_at(self.beta, self.step.value) / self.train_size
+        return {"weights": weights, "masks": adversarial + self.per_replica(scale * kl)}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "beta": number_config(self.beta),
+            "train_size": self.train_size,
+        }

@@ -1,0 +1,354 @@
+"""The game: a `keras.Model` that wraps a classifier for `fit` and plays against an attack.
+
+A game owns *groups* of variables, each with an optimizer and a loss of its own, and plays *turns*:
+groups in one inner tuple of `turns` are updated together from one evaluation of `objective`,
+successive tuples one after the other, seeing the updates before them.
+
+    class MyGame(Game):
+        turns = (("weights", "masks"),)
+        def group_variables(self): return {"weights": [...], "masks": [...]}
+        def objective(self, batch, turn): return {"weights": loss, "masks": other_loss}
+
+The classifier is what is saved, shrunk, verified and exported; the game is scaffolding.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import contract, losses, noise, regularizers
+from tfrobust.attacks.attack import Attack
+from tfrobust.layers.mask import masks
+
+Schedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+@dataclasses.dataclass
+class Batch:
+    """One batch with its adversarial images, which are constants for every loss.
+
+    Attributes:
+        x, y, sample_weight: As `fit` delivers them; `sample_weight` may be None.
+        x_adv: Adversarial images, no gradient.
+        count: Number of examples, a tensor.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    x_adv: Any
+    count: Any
+
+
+def value_at(number, step):
+    """A float or a Keras schedule, evaluated at iteration `step`."""
+    return number(step) if isinstance(number, Schedule) else tf.constant(number, tf.float32)
+
+
+def number_config(number):
+    return keras.saving.serialize_keras_object(number) if isinstance(number, Schedule) else number
+
+
+def check_number(name, number):
+    if not isinstance(number, Schedule) and not number >= 0:
+        raise ValueError(f"`{name}` must be >= 0 or a Keras schedule. Received: {name}={number}")
+    return number
+
+
+class Game(keras.Model):
+    """Base of all games.
+
+    Args:
+        classifier: Functional Keras classifier (logits out, pixels in [0, 1] in).
+        attack: `tr.attacks.Attack` that makes the adversarial images, `training=False`.
+        regularizers: Callables `(clean, adversarial) -> (batch,)` such as
+            `tr.regularizers.VulnerabilitySuppression`.
+        epsilon: Float or Keras schedule of the iteration, radius in training (default: the
+            threat's own). Schedules survive a resume, since they depend on the iteration only.
+        weight_decay: Float >= 0; adds weight_decay / 2 * ||theta||^2 over the "weights" group.
+        share_noise: Both passes of a batch draw the same masks and dropout.
+        validation_attack: Attack for `val_robust_accuracy` (default: `attack`).
+        seed: Integer, seed of the attack inside `fit`.
+
+    `fit` reports `loss`, `robust_accuracy`, and the compiled metrics on clean images;
+    `evaluate` and validation report `val_robust_accuracy` under `validation_attack`.
+    """
+
+    turns = (("weights",),)
+
+    def __init__(
+        self,
+        classifier,
+        attack,
+        regularizers=(),
+        epsilon=None,
+        weight_decay=0.0,
+        share_noise=True,
+        validation_attack=None,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        contract.classifier(classifier)
+        for name, value in (("attack", attack), ("validation_attack", validation_attack)):
+            if not isinstance(value, Attack) and not (name != "attack" and value is None):
+                raise TypeError(f"`{name}` must be a tr.attacks.Attack. Received: {value!r}")
+        self.classifier, self.attack = classifier, attack
+        self.validation_attack = validation_attack or attack
+        self.regularizers = [r for r in regularizers if getattr(r, "weight", 1.0)]
+        self.epsilon = None if epsilon is None else check_number("epsilon", epsilon)
+        self.weight_decay = check_number("weight_decay", weight_decay)
+        self.share_noise, self.seed = bool(share_noise), int(seed)
+        self.step = self.add_weight(
+            name="step", shape=(), dtype="int64", initializer="zeros", trainable=False,
+            aggregation="only_first_replica",
+        )  # fmt: skip
+        self.trackers = {
+            name: keras.metrics.Mean(name=name) for name in ("robust_accuracy", *self.terms())
+        }
+        self._trunk, self._features = self._build_trunk()
+        self.built = True
+
+    # --- what an author of a game writes ------------------------------------------------------
+
+    def group_variables(self):
+        """{group: trainable variables it owns}."""
+        return {"weights": self.classifier.trainable_variables}
+
+    def objective(self, batch, turn):
+        """{group: scalar loss} for every group of `turn`, already scaled for replicas."""
+        raise TypeError(f"{type(self).__name__} must define objective()")
+
+    def default_optimizers(self):
+        """{group: optimizer} used when `compile` is given none."""
+        return {group: keras.optimizers.Adam(1e-3) for group in self.groups}
+
+    def terms(self):
+        """Names of further means that `objective` reports through `self.report(name, value)`."""
+        return ()
+
+    # --- parts for objectives -----------------------------------------------------------------
+
+    @property
+    def groups(self):
+        return tuple(group for turn in self.turns for group in turn)
+
+    def forward(self, x, training=True):
+        """A pass through the classifier: `Pass(logits, features)`."""
+        if self._trunk is None:
+            return regularizers.Pass(self.classifier(x, training=training), [])
+        logits, *features = self._trunk(x, training=training)
+        return regularizers.Pass(logits, features)
+
+    def passes(self, *images):
+        """Training passes for several image batches, with common random numbers if `share_noise`."""
+        states = [tf.identity(v.value) for v in self._noise_states()]
+        out = []
+        for number, x in enumerate(images):
+            if number and self.share_noise:
+                for variable, state in zip(self._noise_states(), states, strict=True):
+                    variable.assign(state)
+            out.append(self.forward(x))
+        return out
+
+    def data_loss(self, batch, logits):
+        """The compiled loss on these logits (labels, smoothing and weights as `fit` has them)."""
+        return self._compile_loss(batch.y, tf.cast(logits, tf.float32), batch.sample_weight)
+
+    def mean(self, values, batch):
+        """Weighted mean of per-example values, scaled for replicas as Keras scales the loss."""
+        values = tf.cast(values, tf.float32)
+        if batch.sample_weight is not None:
+            values = values * tf.reshape(tf.cast(batch.sample_weight, tf.float32), [-1])
+        return self.per_replica(tf.reduce_mean(values))
+
+    def per_replica(self, loss):
+        """Divides a hand-written term by the number of replicas, whose gradients are summed."""
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def penalties(self, batch, clean, adversarial):
+        """Weighted mean of all regularizers on a pair of passes."""
+        return tf.add_n([self.mean(r(clean, adversarial), batch) for r in self.regularizers])
+
+    def weight_penalty(self):
+        """weight_decay / 2 * ||theta||^2 plus the classifier's own regularization losses."""
+        terms = [tf.reduce_sum(tf.cast(term, tf.float32)) for term in self.classifier.losses]
+        if self.weight_decay:
+            owned = self.group_variables()["weights"]
+            squares = [tf.reduce_sum(tf.square(tf.cast(v.value, tf.float32))) for v in owned]
+            terms.append(0.5 * self.weight_decay * tf.add_n(squares))
+        return self.per_replica(tf.add_n(terms)) if terms else tf.constant(0.0)
+
+    def report(self, name, value, count=1):
+        """Adds to the mean that `fit` prints under `name`."""
+        self.trackers[name].update_state(tf.stop_gradient(value), sample_weight=count)
+
+    def attacked(self, x, y, attack=None):
+        """Adversarial images of the current classifier in inference mode."""
+        epsilon = None if self.epsilon is None else value_at(self.epsilon, self.step.value)
+        seed = noise.fold(tf.cast(self.seed, tf.uint32), self.step.value)
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            seed = noise.fold(seed, context.replica_id_in_sync_group)
+        return (attack or self.attack).within(self.classifier, x, y, seed, epsilon=epsilon)
+
+    # --- the steps ----------------------------------------------------------------------------
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = tf.cast(x, tf.float32)
+        batch = Batch(x, y, sample_weight, self.attacked(x, y), tf.shape(x)[0])
+        variables, first = self.group_variables(), None
+        for turn in self.turns:
+            with tf.GradientTape(persistent=len(turn) > 1) as tape:
+                values = self.objective(batch, turn)
+                scaled = {g: self.optimizers[g].scale_loss(values[g]) for g in turn}
+            gradients = {g: tape.gradient(scaled[g], variables[g]) for g in turn}
+            del tape
+            for group in turn:
+                self.optimizers[group].apply_gradients(
+                    zip(gradients[group], variables[group], strict=True)
+                )
+            first = values[turn[0]] if first is None else first
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self._loss_tracker.update_state(first * replicas, sample_weight=batch.count)
+        self.step.assign_add(1)
+        return self.get_metrics_result()
+
+    def score(self, batch, clean, adversarial):
+        """Updates `robust_accuracy` and the compiled metrics from logits of this batch."""
+        wrong = losses.margin(adversarial, batch.y) > 0
+        self.report("robust_accuracy", 1.0 - tf.reduce_mean(tf.cast(wrong, tf.float32)), batch.count)
+        if self._compile_metrics is not None:
+            self._compile_metrics.update_state(batch.y, clean, sample_weight=batch.sample_weight)
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = tf.cast(x, tf.float32)
+        attack = self.validation_attack
+        x_adv = attack.within(self.classifier, x, y, tf.constant(self.seed))
+        batch = Batch(x, y, sample_weight, x_adv, tf.shape(x)[0])
+        clean = self.classifier(x, training=False)
+        loss = self.data_loss(batch, clean)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self._loss_tracker.update_state(loss * replicas, sample_weight=batch.count)
+        self.score(batch, clean, self.classifier(x_adv, training=False))
+        return self.get_metrics_result()
+
+    def call(self, inputs, training=False):
+        return self.classifier(inputs, training=training)
+
+    # --- Keras plumbing -----------------------------------------------------------------------
+
+    def compile(self, optimizer=None, loss=None, metrics=None, **kwargs):
+        """As `keras.Model.compile`; `optimizer` is one optimizer or {group: optimizer}.
+
+        Without `loss`, sparse categorical cross-entropy from logits (binary for a single logit).
+
+        Raises:
+            ValueError: a missing or unknown group, or a loss that expects probabilities.
+        """
+        if optimizer is None:
+            optimizer = self.default_optimizers()
+        if not isinstance(optimizer, dict):
+            if len(self.groups) > 1:
+                raise ValueError(
+                    "`optimizer` must be a dict with one optimizer for each of the groups "
+                    f"{list(self.groups)}. Received: {optimizer!r}"
+                )
+            optimizer = {self.groups[0]: optimizer}
+        if set(optimizer) != set(self.groups):
+            raise ValueError(
+                f"`optimizer` must have the keys {sorted(set(self.groups))}. "
+                f"Received: {sorted(optimizer)}"
+            )
+        optimizer = {g: keras.optimizers.get(optimizer[g]) for g in dict.fromkeys(self.groups)}
+        if len({id(o) for o in optimizer.values()}) < len(optimizer):
+            raise ValueError("`optimizer` must hold a different optimizer object for each group.")
+        loss = self._default_loss() if loss is None else loss
+        from_logits = getattr(loss, "from_logits", getattr(loss, "_fn_kwargs", {}).get("from_logits"))
+        if isinstance(loss, str) or from_logits is False:
+            raise ValueError(
+                "`loss` must take logits, for example "
+                f"keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: {loss!r}"
+            )
+        first, *others = optimizer
+        super().compile(optimizer=optimizer[first], loss=loss, metrics=metrics, **kwargs)
+        self.optimizers = {first: self.optimizer}
+        for group in others:
+            scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+            plain = not isinstance(optimizer[group], keras.optimizers.LossScaleOptimizer)
+            self.optimizers[group] = (
+                keras.optimizers.LossScaleOptimizer(optimizer[group])
+                if scaled and plain
+                else optimizer[group]
+            )
+        # Keras skips an optimizer that is built lazily when it restores weights.
+        for group, variables in self.group_variables().items():
+            if not self.optimizers[group].built:
+                self.optimizers[group].build(variables)
+        self._compiled_with = {
+            "optimizer": optimizer, "loss": loss, "metrics": metrics, **kwargs
+        }  # fmt: skip
+
+    def _default_loss(self):
+        if self.classifier.output_shape[-1] == 1:
+            return keras.losses.BinaryCrossentropy(from_logits=True)
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def get_compile_config(self):
+        if not self.compiled:
+            return {}
+        serialize = keras.saving.serialize_keras_object
+        optimizers = {g: serialize(o) for g, o in self._compiled_with["optimizer"].items()}
+        others = {k: v for k, v in self._compiled_with.items() if k != "optimizer"}
+        return {"optimizer": optimizers, "others": serialize(others)}
+
+    def compile_from_config(self, config):
+        if not config:
+            return
+        deserialize = keras.saving.deserialize_keras_object
+        optimizers = {g: deserialize(o) for g, o in config["optimizer"].items()}
+        self.compile(optimizer=optimizers, **deserialize(config["others"]))
+
+    def _build_trunk(self):
+        wanted = next((r.features for r in self.regularizers if getattr(r, "features", None)), None)
+        if not self.regularizers:
+            return None, None
+        names = wanted or regularizers.feature_layers(self.classifier)
+        return regularizers.with_features(self.classifier, names), names
+
+    def _noise_states(self):
+        return [
+            v for v in self.classifier.non_trainable_variables if v.name == "seed_generator_state"
+        ]
+
+    def masks(self):
+        """The masks of the classifier."""
+        return masks(self.classifier)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        same = self.validation_attack is self.attack
+        return {
+            **super().get_config(),
+            "classifier": serialize(self.classifier),
+            "attack": serialize(self.attack),
+            "regularizers": [serialize(r) for r in self.regularizers],
+            "epsilon": number_config(self.epsilon),
+            "weight_decay": self.weight_decay,
+            "share_noise": self.share_noise,
+            "validation_attack": None if same else serialize(self.validation_attack),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        def restored(value):
+            if isinstance(value, dict) and "class_name" in value:
+                return keras.saving.deserialize_keras_object(value, custom_objects)
+            return [restored(v) for v in value] if isinstance(value, list) else value
+
+        return cls(**{name: restored(value) for name, value in config.items()})
