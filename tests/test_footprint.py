@@ -1,0 +1,278 @@
+"""Footprint: the paper's totals, closed forms by hand, masks, and rules of the user's own."""
+
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from tfrobust import footprint
+from tfrobust.layers import BetaBernoulliMask, Mask
+from tfrobust.models import lenet5_caffe
+
+L = keras.layers
+
+# Table 5's unit counts, and what the formulas make of them:
+# xFLOPs, memory in percent by the released code, the same fixed, units removed in percent.
+LENET_ROWS = [
+    ((14, 21, 150, 49), 3.35, 10.98, 82.92),
+    ((7, 21, 147, 46), 6.62, 7.69, 83.87),
+    ((12, 19, 160, 37), 4.18, 9.62, 83.36),
+    ((10, 23, 200, 53), 4.35, 9.97, 79.12),
+]
+VGG_ROWS = [
+    (10, "57-59-127-101-150-71-31-41-35-10-46-48-16-16-25", 3.26, 8.66, 10.29, 84.13),
+    (10, "42-57-113-96-147-68-25-37-27-9-39-40-13-13-12", 4.00, 7.34, 8.74, 85.94),
+    (10, "49-56-106-92-157-74-26-43-32-10-39-40-7-7-13", 3.94, 7.67, 9.14, 85.69),
+    (10, "40-57-104-93-174-96-30-48-39-9-49-57-10-10-12", 3.95, 7.81, 9.31, 84.22),
+    (100, "62-64-128-123-244-203-84-130-95-18-152-157-32-32-101", 2.04, 15.81, 18.41, 69.04),
+    (100, "60-64-126-122-235-185-77-128-101-17-165-177-35-35-45", 2.15, 14.95, 17.88, 70.05),
+    (100, "52-64-119-116-229-179-83-99-71-17-107-110-12-11-49", 2.38, 12.69, 15.16, 74.89),
+    (100, "44-58-110-109-207-155-81-86-66-19-88-86-15-15-36", 2.90, 10.76, 12.89, 77.61),
+]
+
+
+@keras.saving.register_keras_serializable(package="tests.footprint")
+class FixedMask(Mask):
+    """Keeps the channels of a given list."""
+
+    def __init__(self, live, **kwargs):
+        super().__init__(**kwargs)
+        self.live = live
+
+    def expected(self):
+        return keras.ops.convert_to_tensor(np.asarray(self.live, np.float32))
+
+    def get_config(self):
+        return {**super().get_config(), "live": self.live}
+
+
+def first(live, total):
+    return [int(i < live) for i in range(total)]
+
+
+def test_lenet_totals_are_the_papers():
+    measured = footprint.measure(lenet5_caffe())
+    assert (measured.flops, measured.memory) == (4_615_940, 477_410)
+    assert (measured.parameters, measured.units, measured.bytes) == (431_080, 1370, 4 * 431_080)
+    assert measured.macs == 576 * 25 * 20 + 64 * 25 * 20 * 50 + 800 * 500 + 500 * 10
+    assert measured.activations == 11_520 + 3_200 + 500 + 10
+    counted = footprint.lenet_counts()
+    for total in ("flops", "macs", "memory", "parameters", "units", "units_total"):
+        assert getattr(measured, total) == getattr(counted, total), total
+
+
+@pytest.mark.parametrize(
+    "classes, flops, code, fixed, parameters",
+    [
+        (10, 627_329_546, 19_881_538, 16_655_818, 14_991_946),
+        (100, 627_421_796, 20_481_748, 16_701_988, 15_038_116),
+    ],
+)
+def test_vgg_totals_are_the_papers(classes, flops, code, fixed, parameters):
+    counted = footprint.vgg16_counts(classes=classes)
+    assert (counted.flops, counted.memory, counted.parameters) == (flops, fixed, parameters)
+    assert footprint.vgg16_counts(classes=classes, memory="code").memory == code
+    assert counted.units == 5248
+
+
+@pytest.mark.parametrize("units, xflops, memory, sparsity", LENET_ROWS, ids=str)
+def test_lenet_rows_of_table_5(units, xflops, memory, sparsity):
+    gain = footprint.compare(footprint.lenet_counts(), footprint.lenet_counts(units))
+    found = [round(value, 2) for value in (gain.xflops, gain.memory, gain.sparsity)]
+    assert found == [xflops, memory, sparsity]
+
+
+@pytest.mark.parametrize("classes, units, xflops, code, fixed, sparsity", VGG_ROWS, ids=str)
+def test_vgg_rows_of_table_5(classes, units, xflops, code, fixed, sparsity):
+    units = [int(count) for count in units.split("-")]
+    found = []
+    for memory in ("code", "fixed"):
+        full = footprint.vgg16_counts(classes=classes, memory=memory)
+        small = footprint.vgg16_counts(units, classes, memory)
+        gain = footprint.compare(full, small)
+        found.append(round(gain.memory, 2))
+    assert [round(gain.xflops, 2), *found, round(gain.sparsity, 2)] == [
+        *(xflops, code, fixed, sparsity)
+    ]
+
+
+def test_measured_vgg_block_agrees_with_the_counts():
+    x = h = keras.Input((32, 32, 3))
+    for filters in (64, 64):
+        h = L.Conv2D(filters, 3, padding="same")(h)
+        h = L.ReLU()(L.BatchNormalization()(h))
+    h = L.Flatten()(L.MaxPooling2D()(h))
+    measured = footprint.measure(keras.Model(x, L.Dense(10)(h)))
+    rows = footprint.vgg16_counts().rows[:5]
+    head = 10 * (2 * 16 * 16 * 64)
+    assert measured.flops == sum(row.flops for row in rows) + head
+    assert measured.memory == sum(row.memory for row in rows) + 16 * 16 * 64 * 10 + 10
+
+
+def masked_lenet(counts):
+    """LeNet whose masks keep the first units; live flatten units lie in live maps."""
+    a, b, c, d = counts
+    flat = [0] * 800
+    alive = [p * 50 + ch for p in range(16) for ch in range(b)]
+    for i in alive[:b] + alive[b:][: c - b]:
+        flat[i] = 1
+    live = {
+        "mask_conv1": first(a, 20),
+        "mask_conv2": first(b, 50),
+        "mask_flatten": flat,
+        "mask_dense3": first(d, 500),
+    }
+    return lenet5_caffe(mask=lambda name: FixedMask(live[name], name=name))
+
+
+@pytest.mark.parametrize("counts", [row[0] for row in LENET_ROWS], ids=str)
+def test_masked_lenet_is_counted_by_its_kept_units(counts):
+    measured, counted = footprint.measure(masked_lenet(counts)), footprint.lenet_counts(counts)
+    assert [row.units for row in measured.rows if row.units] == list(counts)
+    for total in ("flops", "memory", "units", "units_total", "parameters", "macs"):
+        assert getattr(measured, total) == getattr(counted, total), total
+
+
+def test_a_fresh_mask_removes_nothing_and_costs_nothing():
+    masked = footprint.measure(lenet5_caffe(mask=BetaBernoulliMask))
+    plain = footprint.measure(lenet5_caffe())
+    for total in ("flops", "memory", "units", "parameters", "nonzero"):
+        assert getattr(masked, total) == getattr(plain, total), total
+
+
+def test_a_closed_map_kills_its_flatten_rows_and_the_reverse():
+    x = keras.Input((2, 2, 1))
+    h = L.Conv2D(3, 1, name="conv")(x)
+    h = L.Flatten()(FixedMask([1, 1, 0])(h))
+    # rows of channel 1 (of each of the 4 positions) are closed behind the flatten
+    h = FixedMask([1, 0, 1] * 4)(h)
+    rows = {r.name: r for r in footprint.measure(keras.Model(x, L.Dense(2, name="d")(h))).rows}
+    assert rows["conv"].units == 1
+    assert rows["conv"].parameters == 2
+    assert rows["d"].macs == 4 * 2
+
+
+def test_mask_after_batchnorm_and_through_depthwise_reaches_the_convolution():
+    x = keras.Input((4, 4, 1))
+    h = L.Conv2D(6, 3, padding="same", use_bias=False, name="wide")(x)
+    h = L.ReLU()(L.BatchNormalization(name="bn")(h))
+    h = FixedMask(first(4, 6))(h)
+    h = L.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="deep")(h)
+    h = L.GlobalAveragePooling2D()(h)
+    rows = {r.name: r for r in footprint.measure(keras.Model(x, L.Dense(2, name="d")(h))).rows}
+    assert (rows["wide"].units, rows["wide"].units_total) == (4, 6)
+    assert (rows["wide"].flops, rows["wide"].parameters) == (4 * 16 * (2 * 9 - 1), 4 * 9)
+    assert rows["bn"].parameters == 4 * 4
+    assert (rows["deep"].flops, rows["deep"].parameters) == (8 * 16 * (2 * 9), 8 * 10)
+    assert rows["d"].parameters == 8 * 2 + 2
+
+
+def test_residual_sum_keeps_a_channel_that_either_side_needs():
+    x = keras.Input((4, 4, 1))
+    left = FixedMask([1, 0, 0])(L.Conv2D(3, 1, name="left")(x))
+    right = FixedMask([0, 1, 0])(L.Conv2D(3, 1, name="right")(x))
+    h = L.Conv2D(2, 1, name="after")(L.Add(name="sum")([left, right]))
+    model = keras.Model(x, L.Dense(2)(L.GlobalMaxPooling2D()(h)))
+    rows = {r.name: r for r in footprint.measure(model).rows}
+    assert [rows[n].units for n in ("left", "right", "after")] == [1, 1, 2]
+    assert rows["after"].macs == 16 * 2 * 2
+    assert rows["sum"].flops == 16 * 2
+
+
+def test_concatenation_and_separable_convolution_by_hand():
+    x = keras.Input((4, 4, 2))
+    h = L.Concatenate()([FixedMask([1, 0])(x), x])
+    h = L.SeparableConv2D(5, 3, padding="same", depth_multiplier=2, name="s")(h)
+    model = keras.Model(x, L.Dense(2)(L.GlobalAveragePooling2D()(h)))
+    row = {r.name: r for r in footprint.measure(model).rows}["s"]
+    assert row.macs == 16 * (3 * 2 * 9 + 3 * 2 * 5)
+    assert row.flops == 16 * 3 * 2 * (2 * 9 - 1) + 16 * 5 * (2 * 6)
+
+
+def test_groups_fused_activation_and_nonzeros():
+    x = keras.Input((3, 3, 4))
+    h = L.Conv2D(8, 3, groups=2, activation="relu", use_bias=False, name="g")(x)
+    model = keras.Model(x, L.Dense(2, name="d")(L.Flatten()(h)))
+    kernel = np.ones((3, 3, 2, 8), np.float32)
+    kernel[0] = 0
+    model.get_layer("g").set_weights([kernel])
+    row = {r.name: r for r in footprint.measure(model).rows}["g"]
+    assert row.flops == 8 * (2 * 9 * 2 - 1 + 1)
+    assert (row.parameters, row.nonzero) == (144, 96)
+
+
+def test_dict_round_trip_and_tables():
+    measured = footprint.measure(lenet5_caffe(mask=BetaBernoulliMask))
+    again = footprint.Footprint.from_dict(json.loads(json.dumps(measured.to_dict())))
+    assert again.to_dict() == measured.to_dict()
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(measured)
+    assert "4,615,940" in console.export_text()
+
+
+@keras.saving.register_keras_serializable(package="tests.footprint")
+class Scale(L.Layer):
+    def build(self, input_shape):
+        self.gain = self.add_weight(shape=(input_shape[-1],))
+
+    def call(self, inputs):
+        return inputs * self.gain
+
+
+@keras.saving.register_keras_serializable(package="tests.footprint")
+class CountedScale(Scale):
+    pass
+
+
+@footprint.cost.register(CountedScale)
+def _(layer, inputs, output):
+    return footprint.Cost(flops=output.size)
+
+
+def tiny(layer):
+    x = keras.Input((2, 2, 3))
+    return keras.Model(x, L.Dense(2)(L.Flatten()(layer(x))))
+
+
+def test_an_unknown_layer_is_named_and_a_registered_one_counted():
+    with pytest.warns(UserWarning, match="my_scale"):
+        assert footprint.measure(tiny(Scale(name="my_scale"))).uncounted == ("my_scale",)
+    measured = footprint.measure(tiny(CountedScale(name="mine")))
+    assert {r.name: r.flops for r in measured.rows}["mine"] == 12
+    assert measured.uncounted == ()
+
+
+@pytest.mark.parametrize(
+    "call, error, match",
+    [
+        (lambda: footprint.lenet_counts((7, 21)), ValueError, "4 counts"),
+        (lambda: footprint.lenet_counts((7, 21, 147, 501)), ValueError, "at most"),
+        (lambda: footprint.vgg16_counts(memory="both"), ValueError, "'fixed' or 'code'"),
+        (lambda: footprint.measure("net"), TypeError, "keras.Model"),
+        (
+            lambda: footprint.measure(tiny(L.Conv2D(2, 1, data_format="channels_first"))),
+            ValueError,
+            "channels last",
+        ),
+    ],
+)
+def test_bad_input(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+@pytest.mark.slow
+def test_macs_of_published_networks():
+    # Howard et al. (2019) give 56 M for MobileNetV3-Small, Sandler et al. (2018) 300 M for V2.
+    for build, macs in (
+        (keras.applications.MobileNetV3Small, 56e6),
+        (keras.applications.MobileNetV2, 300e6),
+    ):
+        model = build(input_shape=(224, 224, 3), weights=None, classifier_activation=None)
+        measured = footprint.measure(model)
+        assert measured.macs == pytest.approx(macs, rel=0.01)
+        assert measured.parameters == model.count_params()
