@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfrobust import export, models
+from tfrobust import export, files, models
 from tfrobust.export import convert, interpreter
 from tfrobust.layers import BetaBernoulliMask
 
@@ -155,7 +155,7 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        convert._write(target, fail)
+        files.replace(target, fail)
     assert target.read_bytes() == b"the previous file" and len(list(tmp_path.iterdir())) == 1
 
 

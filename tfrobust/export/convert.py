@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import contract, layers
+from tfrobust import contract, files, layers
 from tfrobust.export.interpreter import Runner, predict, quiet
 
 QUANTIZE = (None, "float16", "dynamic", "int8")
@@ -113,7 +113,7 @@ def tflite(model, path, quantize=None, calibration=None):
             "the int8 file will clip pixels outside of it",
             stacklevel=2,
         )
-    path = _target(path)
+    path = files.target(path)
     content = _convert(model, shape, quantize, calibration)
     if calibration is None:
         x = np.random.default_rng(0).random((32, *shape), np.float32)
@@ -127,7 +127,7 @@ def tflite(model, path, quantize=None, calibration=None):
             f"The float32 file must answer like its Keras source, within {allowed:.2g} on logits. "
             f"Received: difference={parity:.3g}; nothing was written to {path}"
         )
-    _write(path, lambda name: pathlib.Path(name).write_bytes(content))
+    files.replace(path, lambda name: pathlib.Path(name).write_bytes(content))
     runner = Runner(content)
     return Exported(
         path=str(path),
@@ -159,7 +159,7 @@ def keras_file(model, path):
     contract.classifier(model, "model")
     if pathlib.Path(path).suffix != ".keras":
         raise ValueError(f"`path` must end in '.keras'. Received: path={str(path)!r}")
-    path = _target(path)
+    path = files.target(path)
     x = np.random.default_rng(0).random((32, *model.input_shape[1:]), np.float32)
     wanted = keras.ops.convert_to_numpy(model(x, training=False))
     answer = {}
@@ -180,7 +180,7 @@ def keras_file(model, path):
             )
         answer.update(parity=parity, agreement=agreement, bytes=os.path.getsize(name))
 
-    _write(path, save)
+    files.replace(path, save)
     tensor = {"dtype": "float32", "scale": None, "zero_point": None}
     return Exported(
         path=str(path),
@@ -257,28 +257,3 @@ def _tensor_contract(details):
         "scale": float(scale) if scale else None,
         "zero_point": int(zero) if scale else None,
     }
-
-
-def _target(path):
-    """`path` as a Path whose folder exists and can be written, or an OSError before any work."""
-    path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK) or path.is_dir():
-            raise PermissionError(0, "not a file in a writable folder")
-    except OSError as error:
-        raise OSError(
-            f"`path` must be a file in a folder that can be written. Received: {path} "
-            f"({error.strerror})"
-        ) from None
-    return path
-
-
-def _write(path, save):
-    """Lets `save` write a temporary file beside `path`, then moves it there in one step."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        save(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
