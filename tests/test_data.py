@@ -311,7 +311,7 @@ BAD = [
     ),
     ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
     ({"batch_size": 2.5}, ValueError, "`batch_size` must be an integer >= 1"),
-    ({"batch_size": 51, "drop_remainder": True}, ValueError, "at most the number of images"),
+    ({"batch_size": 51, "drop_remainder": True}, ValueError, "at most 50, the number of images"),
     ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
     ({"x": None}, TypeError, "`x` must be an array"),
 ]

@@ -1,8 +1,4 @@
-"""Pictures and labels as the rest of the house wants them: [0, 1] pixels, integers.
-
-Every room behind this one lives in float32 images of shape
-``(n, height, width, channels)`` with pixels in [0, 1] and int32 labels of shape
-``(n,)``; this room is where uint8, missing channel axes and broken files end.
+"""Images and labels as the other rooms want them; here uint8 and broken files end.
 
 >>> import tfrobust as tr
 >>> data = tr.data.load("digits")
@@ -12,8 +8,7 @@ Every room behind this one lives in float32 images of shape
 >>> len(train), len(val), len(test)
 (21, 3, 6)
 
-A `Batches` gives its batches in an order that follows from ``(seed, epoch)`` and
-nothing else, which is what makes a killed and resumed `fit` exact.
+The order of `Batches` follows from ``(seed, epoch)``, so a resumed `fit` can be exact.
 """
 
 import dataclasses
@@ -70,8 +65,7 @@ class Dataset:
         >>> len(x), len(x_val)
         (1237, 200)
         """
-        n = len(self.x_train)
-        taken = size
+        n, taken = len(self.x_train), size
         if isinstance(size, float) and 0 < size < 1:
             taken = max(1, round(size * n))
         if not _is_int(taken) or not 1 <= taken < n:
@@ -109,12 +103,9 @@ class Batches(keras.utils.PyDataset):
     """Gives batches in an order that follows from ``(seed, epoch)`` only.
 
     A game's `fit` and `tr.training.Resume` tell it the epoch; alone it counts the
-    passes. Keras would shuffle the *batches* of a `keras.utils.PyDataset` once more
-    with Python's global random numbers: our games switch that off, a plain Keras
-    model wants ``fit(batches, shuffle=False)``.
-
-    The last batch is smaller unless `drop_remainder`; Keras traces the step once for
-    all of them, since it leaves the batch axis open.
+    passes. Keras would shuffle the batches once more with Python's global random numbers:
+    our games switch that off, a plain Keras model wants ``fit(batches, shuffle=False)``.
+    Keras traces the step once, also for the smaller last batch.
 
     Args:
         x: Array of images ``(n, height, width, channels)``.
@@ -136,14 +127,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(
-        self,
-        x,
-        y,
-        batch_size=128,
-        seed=0,
-        shuffle=True,
-        drop_remainder=False,
-        sample_weight=None,
+        self, x, y, batch_size=128, seed=0, shuffle=True, drop_remainder=False, sample_weight=None
     ):
         super().__init__()
         x, y = _array(x, "x"), _array(y, "y")
@@ -166,15 +150,14 @@ class Batches(keras.utils.PyDataset):
             )
         if drop_remainder and batch_size > len(x):
             raise ValueError(
-                f"`batch_size` must be at most the number of images, {len(x)}, with "
+                f"`batch_size` must be at most {len(x)}, the number of images, with "
                 f"drop_remainder=True. Received: batch_size={batch_size}"
             )
         _permutation(1, seed)
         self.x, self.y, self.sample_weight = x, y, sample_weight
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.shuffle, self.drop_remainder = bool(shuffle), bool(drop_remainder)
-        self._epoch, self._told = 0, True
-        self._order = None
+        self._epoch, self._told, self._order = 0, True, None
         self._next, self._in_order = 0, True
 
     @property
@@ -190,6 +173,14 @@ class Batches(keras.utils.PyDataset):
     def in_order(self):
         """Whether the batches of this pass were asked for in ascending order."""
         return self._in_order
+
+    def fingerprint(self):
+        """What the order and the data depend on, as a dict of numbers."""
+        crc = 0
+        for part in (self.x[0], self.x[-1], self.y, self.sample_weight):
+            crc = crc if part is None else zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
+        names = ("batch_size", "seed", "shuffle", "drop_remainder")
+        return {"examples": len(self.x), "crc": crc, **{k: getattr(self, k) for k in names}}
 
     def on_epoch_begin(self):
         if not self._told:
@@ -254,9 +245,8 @@ def load(name, data_dir=None):
     path = os.fspath(name)
     if path.endswith(".npz") or os.path.basename(path) != path:
         return _from_file(path)
-    folder = data_dir if data_dir is not None else os.environ.get(FOLDER) or None
+    folder = os.environ.get(FOLDER) or None if data_dir is None else os.fspath(data_dir)
     if folder is not None:
-        folder = os.fspath(folder)
         if not os.path.isdir(folder):
             source = "data_dir" if data_dir is not None else FOLDER
             raise FileNotFoundError(
@@ -350,9 +340,7 @@ def _images(x, name, source):
             f"channels last. Received: {x.shape} in {source}"
         )
     if x.size == 0:
-        raise ValueError(
-            f"`{name}` must hold at least one image. Received: shape {x.shape} in {source}"
-        )
+        raise ValueError(f"`{name}` must hold at least one image. Received: {x.shape} in {source}")
     if x.dtype == np.uint8:
         x = x.astype("float32")
         x /= 255.0

@@ -3,5 +3,6 @@
 from tfrobust.training.adversarial import AdversarialTraining
 from tfrobust.training.anp import ANP
 from tfrobust.training.game import Batch, Game
+from tfrobust.training.resume import Resume
 
-__all__ = ["ANP", "AdversarialTraining", "Batch", "Game"]
+__all__ = ["ANP", "AdversarialTraining", "Batch", "Game", "Resume"]

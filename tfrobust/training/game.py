@@ -21,6 +21,7 @@ import tensorflow as tf
 from tfrobust import contract, losses, noise, regularizers
 from tfrobust.attacks.attack import Attack
 from tfrobust.layers.mask import masks
+from tfrobust.training.resume import arranged
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -143,7 +144,7 @@ class Game(keras.Model):
         return regularizers.Pass(logits, features)
 
     def passes(self, *images):
-        """Training passes for several image batches, with common random numbers if `share_noise`."""
+        """Training passes for several batches, with common random numbers if `share_noise`."""
         states = [tf.identity(v.value) for v in self._noise_states()]
         out = []
         for number, x in enumerate(images):
@@ -219,8 +220,8 @@ class Game(keras.Model):
 
     def score(self, batch, clean, adversarial):
         """Updates `robust_accuracy` and the compiled metrics from logits of this batch."""
-        wrong = losses.margin(adversarial, batch.y) > 0
-        self.report("robust_accuracy", 1.0 - tf.reduce_mean(tf.cast(wrong, tf.float32)), batch.count)
+        right = tf.cast(losses.margin(adversarial, batch.y) <= 0, tf.float32)
+        self.report("robust_accuracy", tf.reduce_mean(right), batch.count)
         if self._compile_metrics is not None:
             self._compile_metrics.update_state(batch.y, clean, sample_weight=batch.sample_weight)
 
@@ -241,6 +242,13 @@ class Game(keras.Model):
         return self.classifier(inputs, training=training)
 
     # --- Keras plumbing -----------------------------------------------------------------------
+
+    def fit(
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
+    ):
+        """As `keras.Model.fit`; `tr.data.Batches` come in the order of (seed, epoch)."""
+        callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def compile(self, optimizer=None, loss=None, metrics=None, **kwargs):
         """As `keras.Model.compile`; `optimizer` is one optimizer or {group: optimizer}.
@@ -268,7 +276,8 @@ class Game(keras.Model):
         if len({id(o) for o in optimizer.values()}) < len(optimizer):
             raise ValueError("`optimizer` must hold a different optimizer object for each group.")
         loss = self._default_loss() if loss is None else loss
-        from_logits = getattr(loss, "from_logits", getattr(loss, "_fn_kwargs", {}).get("from_logits"))
+        options = getattr(loss, "_fn_kwargs", {})
+        from_logits = getattr(loss, "from_logits", options.get("from_logits"))
         if isinstance(loss, str) or from_logits is False:
             raise ValueError(
                 "`loss` must take logits, for example "

@@ -1,0 +1,178 @@
+"""What a `fit` consists of, and the file that keeps it: variables, fingerprint, atomic writes.
+
+`Resume` decides when; this file knows what. A variable is named by where it belongs
+("model:3", "optimizer masks:7"), never by its Keras path, which counts layers per process.
+"""
+
+import contextlib
+import json
+import os
+import re
+import zipfile
+import zlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+FORMAT = 1
+
+
+def optimizers(model):
+    """{group: optimizer} of a game, or of a plain model under the group "0"."""
+    found = {}
+    if isinstance(model.optimizer, keras.optimizers.Optimizer):
+        found["0"] = model.optimizer
+    for group, optimizer in (getattr(model, "optimizers", None) or {}).items():
+        if all(optimizer is not other for other in found.values()):
+            found[group] = optimizer
+    return found
+
+
+def variables(model):
+    """{key: variable} of all that training changes; keys are the same in every process."""
+    found, seen = {}, set()
+
+    def take(kind, variables):
+        for number, variable in enumerate(variables):
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                found[f"{kind}:{number}"] = variable
+
+    take("model", model.variables)
+    for group, optimizer in optimizers(model).items():
+        take(f"optimizer {group}", optimizer.variables)
+    for number, metric in enumerate(model.metrics):
+        take(f"metric {number}", metric.variables)
+    take("held", _held(model))
+    return found
+
+
+def _held(model):
+    """Variables of objects that a game holds and Keras does not track, such as its attack."""
+    out, seen = [], {id(model)}
+
+    def walk(value):
+        if id(value) in seen or isinstance(value, (keras.layers.Layer, str, np.ndarray)):
+            return
+        seen.add(id(value))
+        if isinstance(value, (keras.Variable, tf.Variable)):
+            out.append(value)
+        elif isinstance(value, dict):
+            for name in sorted(value, key=str):
+                walk(value[name])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                walk(item)
+        elif hasattr(value, "get_config") and not isinstance(
+            value, (keras.optimizers.Optimizer, keras.metrics.Metric)
+        ):
+            walk(getattr(value, "__dict__", None))
+
+    for name in sorted(vars(model)):
+        if not name.startswith("_"):
+            walk(getattr(model, name))
+    return out
+
+
+def fingerprint(model, data):
+    """What must be equal for a run to be the same run, as plain JSON."""
+    print_ = {"model": type(model).__name__}
+    for name in ("get_config", "get_compile_config"):
+        with contextlib.suppress(NotImplementedError):
+            print_[name] = getattr(model, name)()
+    print_["variables"] = [
+        [key, list(v.shape), str(v.dtype)]
+        for key, v in variables(model).items()
+        if not key.startswith("metric")
+    ]
+    print_["data"] = None if data is None else data.fingerprint()
+    text = json.dumps(print_, default=lambda o: getattr(o, "__name__", type(o).__name__))
+    # Keras numbers its names: the same net is "dense_3" where others were built before it.
+    return json.loads(re.sub(r"_\d+(?=[\"/])", "", text))
+
+
+def difference(there, here, path=""):
+    """Where two JSON values first differ, in words, or an empty string."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted({*there, *here}):
+            if name not in there or name not in here:
+                return f"{path}{name}: only {'here' if name in here else 'there'}"
+            found = difference(there[name], here[name], f"{path}{name}.")
+            if found:
+                return found
+        return ""
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = enumerate(zip(there, here, strict=True))
+        return next(filter(None, (difference(a, b, f"{path}{i}.") for i, (a, b) in pairs)), "")
+    if there == here:
+        return ""
+    short = [s if len(s) <= 60 else s[:57] + "..." for s in (json.dumps(there), json.dumps(here))]
+    return f"{path.rstrip('.')}: {short[0]} there, {short[1]} here"
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def probe(path):
+    """Raises OSError unless a file can be made beside `path`; leaves none."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "wb"):
+        pass
+    os.remove(temporary)
+
+
+def write(path, meta, arrays):
+    """Writes JSON and arrays under a temporary name, then moves the file to `path`."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    arrays = {**arrays, "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    with open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def read(path):
+    """(meta, arrays) of a file, or an OSError."""
+    try:
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays.pop("meta").tobytes())
+        known = meta["format"]
+    except (
+        OSError, EOFError, AttributeError, KeyError, TypeError, ValueError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"`directory` must hold a readable state of a run, or none. Received: {path} ({reason})"
+        ) from None
+    if known != FORMAT:
+        raise OSError(
+            f"`directory` must hold a state of format {FORMAT}. Received: format {known} in {path}"
+        )
+    return meta, arrays
+
+
+def packed(value, key, arrays):
+    """`value` as JSON; arrays in it go into `arrays` under `key`."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return {"list": [packed(v, f"{key}.{i}", arrays) for i, v in enumerate(value)]}
+    value = np.asarray(keras.ops.convert_to_numpy(value))
+    # Raw bytes, since NumPy files know nothing of bfloat16.
+    arrays[key] = np.frombuffer(value.tobytes(), np.uint8)
+    return {"array": key, "dtype": str(value.dtype), "shape": list(value.shape)}
+
+
+def unpacked(value, arrays):
+    """The inverse of `packed`."""
+    if not isinstance(value, dict):
+        return value
+    if "list" in value:
+        return [unpacked(item, arrays) for item in value["list"]]
+    dtype = tf.as_dtype(value["dtype"]).as_numpy_dtype
+    return np.frombuffer(arrays[value["array"]].tobytes(), dtype).reshape(value["shape"])
