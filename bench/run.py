@@ -1,0 +1,221 @@
+"""`make bench`: what an attack and a training step cost above the gradients they cannot avoid.
+
+Each section compares contenders with a floor, made of the compiled gradients that the method needs
+by definition, in one interleaved run; the figure is the median over rounds of time / floor. Results
+go to bench/results.json with the machine they were measured on.
+
+    python -m bench.run [--rounds 5] [--images 250] [--tiny]
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfrobust as tr
+from bench import peers, timing
+
+HERE = pathlib.Path(__file__).parent
+EPSILON = 0.3
+BATCH = 128
+BAR = 1.15
+
+
+def main():
+    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    cli.add_argument("--rounds", type=int, default=5)
+    cli.add_argument("--images", type=int, default=250, help="attacked at once")
+    cli.add_argument("--steps", type=int, default=40, help="of PGD")
+    cli.add_argument("--train-images", type=int, default=1280, help="of one epoch of training")
+    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
+    cli.add_argument("--output", default=str(HERE / "results.json"))
+    args = cli.parse_args()
+    if args.tiny:
+        args.rounds, args.images, args.steps, args.train_images = 1, 32, 4, 256
+    keras.utils.set_random_seed(0)
+    x, y, source = images(max(args.images, args.train_images))
+    model, origin = robust_model(x, y)
+    sections = [
+        attack_section(model, x[: args.images], y[: args.images], args),
+        training_section(x[: args.train_images], y[: args.train_images], args),
+        anp_section(x[: args.train_images], y[: args.train_images], args),
+    ]
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "machine": timing.machine(),
+        "images": source,
+        "model": origin,
+        "settings": {**vars(args), "epsilon": EPSILON, "batch_size": BATCH},
+        "sections": sections,
+    }
+    result["settings"].pop("output")
+    path = tr.files.target(args.output, "output")
+    text = json.dumps(result, indent=1) + "\n"
+    tr.files.replace(path, lambda name: pathlib.Path(name).write_text(text))
+    show(result, path)
+
+
+def images(count):
+    """`count` MNIST test images, or digits stretched to 28 x 28 where MNIST is not at hand."""
+    try:
+        data = tr.data.load("mnist")
+        return data.x_test[:count], data.y_test[:count], "MNIST, first test images"
+    except (OSError, ValueError):
+        data = tr.data.load("digits")
+        big = tf.image.resize(data.x_train, (28, 28)).numpy().clip(0, 1)
+        return big[:count], data.y_train[:count], "scikit-learn digits resized to 28 x 28"
+
+
+def robust_model(x, y):
+    """A robust LeNet: attacks on it run all their steps, since most images are never fooled."""
+    for path in sorted(HERE.parent.glob("saved_models/mnist*/model.keras")):
+        model = keras.saving.load_model(path, compile=False)
+        if model.input_shape[1:] == (28, 28, 1):
+            return model, f"saved_models/{path.parent.name}/model.keras"
+    model = tr.models.lenet5_caffe()
+    attack = tr.attacks.PGD(tr.threats.Linf(EPSILON), steps=3, step_size=EPSILON / 2)
+    game = tr.training.AdversarialTraining(model, attack)
+    game.compile(keras.optimizers.Adam(1e-3))
+    game.fit(x[:512], y[:512], batch_size=64, epochs=2, verbose=0)
+    return model, "lenet5_caffe, 16 steps of adversarial training made for this run"
+
+
+def input_gradient(model):
+    @tf.function
+    def gradient(x, y):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            logits = model(x, training=False)
+            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+        return tape.gradient(loss, x)
+
+    return gradient
+
+
+def weight_step(model, passes):
+    """One compiled update of all weights from `passes` training passes over the batch."""
+    optimizer = keras.optimizers.Adam(1e-3)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            losses = [
+                tf.reduce_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True))
+                )
+                for _ in range(passes)
+            ]
+            loss = tf.add_n(losses)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    return step
+
+
+def attack_section(model, x, y, args):
+    images, labels = tf.constant(x), tf.constant(y)
+    gradient = input_gradient(model)
+    attack = tr.attacks.PGD(tr.threats.Linf(EPSILON), steps=args.steps, step_size=0.01)
+    floor = f"{args.steps} compiled input gradients"
+
+    def work():
+        for _ in range(args.steps):
+            last = gradient(images, labels)
+        last.numpy()
+
+    others, absent = peers.pgd(model, x, y, EPSILON, 0.01, args.steps)
+    contenders = {floor: work, "tfrobust": lambda: np.asarray(attack(model, x, y)), **others}
+    return section(
+        f"PGD-{args.steps} on {len(x)} images", contenders, floor, args, absent, {"tfrobust": BAR}
+    )
+
+
+def epoch_floor(model, x, y, gradients, passes):
+    gradient, step = input_gradient(model), weight_step(model, passes)
+    batches = [
+        (tf.constant(x[i : i + BATCH]), tf.constant(y[i : i + BATCH]))
+        for i in range(0, len(x), BATCH)
+    ]
+
+    def work():
+        for images, labels in batches:
+            for _ in range(gradients):
+                gradient(images, labels)
+            last = step(images, labels)
+        last.numpy()
+
+    return work
+
+
+def training_section(x, y, args):
+    attack = tr.attacks.PGD(
+        tr.threats.Linf(EPSILON), steps=7, step_size=EPSILON / 4, last_iterate=True
+    )
+    game = tr.training.AdversarialTraining(tr.models.lenet5_caffe(), attack)
+    game.compile(keras.optimizers.Adam(1e-3))
+    floor = "7 input gradients + 1 train step"
+    others, absent = peers.madry(tr.models.lenet5_caffe(), x, y, EPSILON, EPSILON / 4, 7, BATCH)
+    contenders = {
+        floor: epoch_floor(tr.models.lenet5_caffe(), x, y, 7, 1),
+        "tfrobust AdversarialTraining": fit(game, x, y),
+        **others,
+    }
+    name = f"one epoch of PGD-7 training, {len(x)} images in batches of {BATCH}"
+    bars = {"tfrobust AdversarialTraining": BAR}
+    return section(name, contenders, floor, args, absent, bars)
+
+
+def anp_section(x, y, args):
+    attack = tr.attacks.PGD(
+        tr.threats.Linf(EPSILON), steps=7, step_size=EPSILON / 4, last_iterate=True
+    )
+
+    def net():
+        return tr.models.lenet5_caffe(mask=tr.layers.BetaBernoulliMask)
+
+    game = tr.training.ANP(
+        net(), attack, train_size=60_000, regularizers=[tr.regularizers.VulnerabilitySuppression()]
+    )
+    game.compile()
+    floor = "7 input gradients + 1 train step of two passes"
+    contenders = {
+        floor: epoch_floor(net(), x, y, 7, 2),
+        "tfrobust ANP-VS": fit(game, x, y),
+    }
+    name = f"one epoch of ANP-VS with PGD-7, {len(x)} images in batches of {BATCH}"
+    return section(name, contenders, floor, args, {}, {})
+
+
+def fit(game, x, y):
+    return lambda: game.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
+
+
+def section(name, contenders, floor, args, absent, bars):
+    rows = timing.rows(timing.interleaved(contenders, args.rounds), floor, bars)
+    return {"name": name, "floor": floor, "rows": rows, "absent": absent}
+
+
+def show(result, path):
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for part in result["sections"]:
+        table = Table("", "seconds", "x floor", "bar", title=part["name"])
+        for row in part["rows"]:
+            bar = f"<= {row['bar']}" if row["bar"] else ""
+            table.add_row(row["name"], f"{row['seconds']:.3f}", f"{row['ratio']:.2f}", bar)
+        for name, reason in part["absent"].items():
+            table.add_row(name, reason[:60], "", "")
+        console.print(table)
+    console.print(f"model: {result['model']}; images: {result['images']}; written to {path}")
+
+
+if __name__ == "__main__":
+    main()

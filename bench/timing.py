@@ -1,0 +1,76 @@
+"""Interleaved timing: contenders take turns, so a machine that drifts hurts them all alike."""
+
+import os
+import platform
+import statistics
+import time
+
+
+def interleaved(contenders, rounds):
+    """Seconds of each contender in each round: {name: [seconds]}.
+
+    Args:
+        contenders: {name: callable without arguments that returns when the work is done}.
+        rounds: Integer; one more round runs first, untimed, to compile.
+    """
+    times = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, work in contenders.items():
+            start = time.perf_counter()
+            work()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def rows(times, floor, bars=None):
+    """One row for each contender: median seconds and the median of its ratios to the floor.
+
+    Ratios are taken round by round before the median, which removes the drift between rounds.
+    """
+    table = []
+    for name, seconds in times.items():
+        ratios = [mine / base for mine, base in zip(seconds, times[floor], strict=True)]
+        table.append(
+            {
+                "name": name,
+                "seconds": statistics.median(seconds),
+                "ratio": statistics.median(ratios),
+                "bar": (bars or {}).get(name),
+                "rounds": seconds,
+            }
+        )
+    return table
+
+
+def machine():
+    """What a reader needs to judge the seconds."""
+    from importlib import metadata
+
+    def version(name):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    cpu = platform.processor()
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
+        cpu = names[0] if names else cpu
+    except OSError:
+        pass
+    packages = (
+        "tensorflow",
+        "keras",
+        "numpy",
+        "cleverhans",
+        "adversarial-robustness-toolbox",
+        "foolbox",
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }

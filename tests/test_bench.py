@@ -1,0 +1,20 @@
+"""The benchmark's arithmetic; the benchmark itself runs in `make bench`."""
+
+import pytest
+
+from bench import timing
+
+
+def test_every_round_runs_every_contender_and_the_first_is_not_timed():
+    calls = []
+    contenders = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = timing.interleaved(contenders, rounds=3)
+    assert "".join(calls) == "abababab"
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_taken_before_the_median():
+    # The machine slows down tenfold in round 3: the ratio does not notice.
+    table = timing.rows({"floor": [1.0, 2.0, 10.0], "ours": [1.1, 2.2, 11.0]}, "floor")
+    assert [row["ratio"] for row in table] == pytest.approx([1.0, 1.1])
+    assert table[1]["seconds"] == 2.2
