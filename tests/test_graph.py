@@ -86,7 +86,7 @@ def test_visit_replaces_removes_and_edge_inserts():
     def visit(node, *args, **kwargs):
         return args[0] if node.name == "drop" else graph.copy(node, *args, **kwargs)
 
-    def edge(tensor, node, value):
+    def edge(value, node, index):
         if node is not None and node.name == "b":
             return layers.Rescaling(2.0, name="twice")(value)
         return value

@@ -16,6 +16,7 @@ one, the inner is prefixed with the name of its model. A layer that is called tw
 """
 
 import dataclasses
+import itertools
 
 import keras
 from keras.src.models import Functional
@@ -143,8 +144,9 @@ def rebuild(model, visit=None, edge=None, name=None):
             of the call with new symbolic tensors in place of the old and returns what replaces
             the node's result. Default: `copy`. Return `args[0]` to remove a node, None to leave
             out a node whose result nothing asks for.
-        edge: Optional callable `(tensor, node, value) -> value`, asked for each old `tensor` that
-            `node` takes (node None: the output of the model); it may put layers on that edge.
+        edge: Optional callable `(value, node, index) -> value`, asked for the new tensor of each
+            `node.inputs[index]` (node None: output number `index` of the model); it may put layers
+            on that edge. `value` is None where the tensor was left out.
         name: Name of the new model, default the old one's.
 
     Returns:
@@ -162,11 +164,16 @@ def rebuild(model, visit=None, edge=None, name=None):
     visit = visit or copy
     functional, graph, values = _functional(model), walk(model), {}
 
-    def value(tensor, node):
-        if not isinstance(tensor, keras.KerasTensor):
-            return tensor
-        new = values.get(id(tensor))
-        return new if new is None or edge is None else edge(tensor, node, new)
+    def arguments(node, structure):
+        positions = itertools.count()
+
+        def value(x):
+            if not isinstance(x, keras.KerasTensor):
+                return x
+            new, index = values.get(id(x)), next(positions)
+            return new if edge is None else edge(new, node, index)
+
+        return keras.tree.map_structure(value, structure)
 
     def fresh_input(tensor):
         values[id(tensor)] = keras.Input(
@@ -176,12 +183,10 @@ def rebuild(model, visit=None, edge=None, name=None):
 
     inputs = keras.tree.map_structure(fresh_input, functional.input)
     for node in graph.nodes:
-        args, kwargs = keras.tree.map_structure(
-            lambda x, node=node: value(x, node), (node.args, node.kwargs)
-        )
+        args, kwargs = arguments(node, (node.args, node.kwargs))
         results = keras.tree.flatten(visit(node, *args, **kwargs))
         values.update(zip(map(id, node.outputs), results, strict=False))
-    new = iter([value(t, None) for t in graph.outputs])
+    new = iter(arguments(None, list(graph.outputs)))
     outputs = keras.tree.map_structure(lambda _: next(new), functional.output)
     return keras.Model(inputs, outputs, name=name or model.name)
 
