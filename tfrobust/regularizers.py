@@ -110,7 +110,7 @@ class Vulnerability:
         per_unit: {layer: float32 array of the layer's feature shape}, E|z(x) - z(x')|.
         network: V, mean over layers of the mean over units.
         relative: V over the mean absolute activation, E|z(x)|: free of the network's scale.
-        units: Number of scalar units recorded.
+        units: Number of scalar units, those of the unshrunk network where given.
     """
 
     per_unit: dict
@@ -119,13 +119,15 @@ class Vulnerability:
     units: int
 
 
-def vulnerability(model, x, x_adv, features=None, batch_size=256):
+def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
     """Measures V (Madaan et al., 2020, eq. 1 and 2) over all given pairs.
 
     Args:
         model: Functional classifier.
         x, x_adv: Float images `(batch, ...)` of the same shape.
         features: Names of layers, default `feature_layers(model)`.
+        units: {layer: count}, the units of the unshrunk network, when `model` is a shrunk one:
+            units that were cut count as units that never move.
 
     Returns:
         A `Vulnerability`.
@@ -142,11 +144,12 @@ def vulnerability(model, x, x_adv, features=None, batch_size=256):
             gaps[i] = gaps[i] + np.abs(z - z_adv).sum(0)
             sizes[i] = sizes[i] + np.abs(z).sum(0)
     gaps, sizes = [g / len(x) for g in gaps], [s / len(x) for s in sizes]
-    network = float(np.mean([g.mean() for g in gaps]))
-    scale = float(np.mean([s.mean() for s in sizes]))
+    counts = [(units or {}).get(n, g.size) for n, g in zip(names, gaps, strict=True)]
+    network = float(np.mean([g.sum() / c for g, c in zip(gaps, counts, strict=True)]))
+    scale = float(np.mean([s.sum() / c for s, c in zip(sizes, counts, strict=True)]))
     return Vulnerability(
         per_unit={n: g.astype(np.float32) for n, g in zip(names, gaps, strict=True)},
         network=network,
         relative=network / scale if scale else 0.0,
-        units=int(sum(g.size for g in gaps)),
+        units=int(sum(counts)),
     )

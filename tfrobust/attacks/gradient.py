@@ -38,7 +38,8 @@ class PGD(Attack):
     Args:
         threat: `tr.threats.Threat`.
         steps: Integer >= 0.
-        step_size: Float > 0 in pixel units; default 2.5 * epsilon / steps.
+        step_size: Float > 0 in pixel units at the threat's epsilon; default 2.5 * epsilon / steps.
+            With another epsilon at call time (a sweep, a ramp in training) it scales along.
         random_start: Start at a random point of the ball.
         last_iterate: Return the last iterate instead (as foolbox, ART and cleverhans do).
         loss, restarts, targets, seed: see `Attack`.
@@ -80,17 +81,14 @@ class PGD(Attack):
         return f"PGD-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
 
     def numbers(self):
-        # A ratio follows an epsilon given at call time; a step size in pixels does not.
         ratio = 2.5 / max(self.steps, 1)
-        return {
-            "steps": np.int32(self.steps),
-            "ratio": np.float32(ratio if self.step_size is None else 0.0),
-            "step_size": np.float32(self.step_size or 0.0),
-        }
+        if self.step_size is not None and self.threat.epsilon:
+            ratio = self.step_size / self.threat.epsilon
+        return {"steps": np.int32(self.steps), "ratio": np.float32(ratio)}
 
     def perturb(self, call):
         score, threat = self.score(call), self.threat
-        size = call.numbers["step_size"] + call.numbers["ratio"] * call.epsilon
+        size = call.numbers["ratio"] * call.epsilon
         x = threat.random_start(call.x, call.keys, call.epsilon) if self.random_start else call.x
 
         def stepped(x, gradient):
@@ -152,7 +150,7 @@ class FGSM(PGD):
         return "FGSM"
 
     def numbers(self):
-        return {"steps": np.int32(1), "ratio": np.float32(1.0), "step_size": np.float32(0.0)}
+        return {"steps": np.int32(1), "ratio": np.float32(1.0)}
 
     def get_config(self):
         config = super().get_config()

@@ -236,7 +236,8 @@ class Game(keras.Model):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self._loss_tracker.update_state(loss * replicas, sample_weight=batch.count)
         self.score(batch, clean, self.classifier(x_adv, training=False))
-        return self.get_metrics_result()
+        results = self.get_metrics_result()
+        return {k: v for k, v in results.items() if k not in self.terms()}
 
     def call(self, inputs, training=False):
         return self.classifier(inputs, training=training)

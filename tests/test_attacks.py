@@ -1,0 +1,284 @@
+"""Attacks: fixtures with exact answers, and properties that every attack of the bank must have."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import bank
+from tfrobust import attacks, losses, threats
+from tfrobust.attacks import autopgd
+
+every_attack = pytest.mark.parametrize("attack", bank.ATTACKS, ids=bank.attack_id)
+PLAIN = {"linf": threats.Linf(0.1), "l2": threats.L2(0.1), "l1": threats.L1(0.1)}
+
+
+@pytest.fixture(scope="module")
+def net():
+    return bank.classifier()
+
+
+@pytest.fixture(scope="module")
+def batch(net):
+    x = bank.images(20)
+    y = attacks.forward(net, x).argmax(-1)
+    y[::7] = (y[::7] + 1) % 4  # some are wrong from the start
+    return x, y
+
+
+# --- closed forms and fixtures --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_pgd_finds_the_boundary_of_linear_models(norm, loss):
+    for scale in (1.0, 30.0):
+        net, x, y = bank.linear(scale)
+        attack = attacks.PGD(PLAIN[norm], steps=100, step_size=0.01, loss=loss, restarts=3)
+        exact = bank.LINEAR_DISTANCE[norm]
+        assert bank.fooled_at(attack, net, x, y, 1.02 * exact) == 6
+        assert bank.fooled_at(attack, net, x, y, 0.98 * exact) == 0
+
+
+def test_pgd_l1_finds_the_boundary():
+    net, x, y = bank.linear(30.0)
+    attack = attacks.PGD(threats.L1(1.0), steps=100, step_size=0.1, loss="margin")
+    exact = bank.LINEAR_DISTANCE["l1"]
+    assert bank.fooled_at(attack, net, x, y, 1.05 * exact) == 6
+    assert bank.fooled_at(attack, net, x, y, 0.98 * exact) == 0
+
+
+def test_cross_entropy_is_weak_where_probabilities_are_flat():
+    attack = attacks.PGD(PLAIN["linf"], steps=100, step_size=0.01)
+    exact = bank.LINEAR_DISTANCE["linf"]
+    net, x, y = bank.linear(1.0)
+    assert bank.fooled_at(attack, net, x, y, 1.05 * exact) <= 2
+    net, x, y = bank.linear(30.0)
+    assert bank.fooled_at(attack, net, x, y, 1.05 * exact) == 6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_t_finds_the_boundary(norm):
+    attack = attacks.APGD(PLAIN[norm], steps=100, loss="dlr_targeted", targets=9)
+    for scale in (1.0, 30.0):
+        net, x, y = bank.linear(scale)
+        exact = bank.LINEAR_DISTANCE[norm]
+        assert bank.fooled_at(attack, net, x, y, 1.02 * exact) == 6
+        assert bank.fooled_at(attack, net, x, y, 0.98 * exact) == 0
+    net, x, y = bank.curve()
+    three = attacks.APGD(PLAIN[norm], steps=100, loss="dlr_targeted", targets=3)
+    assert bank.fooled_at(three, net, x, y, 1.02 * bank.CURVE_DISTANCE[norm]) == 6
+    assert bank.fooled_at(three, net, x, y, 0.98 * bank.CURVE_DISTANCE[norm]) == 0
+
+
+def test_apgd_ce_finds_the_boundary_where_ce_can():
+    attack = attacks.APGD(PLAIN["linf"], steps=100, restarts=5)
+    net, x, y = bank.linear(30.0)
+    assert bank.fooled_at(attack, net, x, y, 1.02 * bank.LINEAR_DISTANCE["linf"]) == 6
+    net, x, y = bank.curve()
+    assert bank.fooled_at(attack, net, x, y, 1.05 * bank.CURVE_DISTANCE["linf"]) == 6
+    assert bank.fooled_at(attack, net, x, y, 0.98 * bank.CURVE_DISTANCE["linf"]) == 0
+
+
+def test_fixture_margins():
+    net, x, y = bank.linear(1.0)
+    want = [-0.08378, -0.08889, -0.33488, -1.20187, -0.37822, -0.05983]
+    np.testing.assert_allclose(bank.margins(net, x, y), want, atol=2e-5)
+    ce = losses.cross_entropy(attacks.forward(net, x), y)
+    np.testing.assert_allclose(ce, [2.03085, 2.02613, 1.85431, 1.21861, 1.87220, 2.08266], atol=2e-5)
+    for scale in (1.0, 30.0):
+        net, x, y = bank.linear(scale)
+        dlr = losses.dlr(attacks.forward(net, x), y)
+        want = [-0.50088, -0.47664, -0.85158, -0.97917, -0.93490, -0.51400]
+        np.testing.assert_allclose(dlr, want, atol=2e-4)
+
+
+def test_fgsm_is_the_sign_of_the_gradient_and_one_step_of_pgd(net):
+    x, y = bank.images(16) * 0.6 + 0.2, np.arange(16) % 4
+    x_adv = attacks.FGSM(threats.Linf(0.1))(net, x, y)
+    variable = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        loss = losses.cross_entropy(net(variable, training=False), y)
+    sign = np.sign(tape.gradient(loss, variable))
+    np.testing.assert_allclose(x_adv, x + 0.1 * sign, atol=1e-6)
+    pgd = attacks.PGD(
+        threats.Linf(0.1), steps=1, step_size=0.1, random_start=False, last_iterate=True
+    )
+    np.testing.assert_array_equal(pgd(net, x, y), x_adv)
+
+
+def test_apgd_checkpoints():
+    windows = autopgd.checkpoints(100)
+    assert [i + 1 for i, k in enumerate(windows) if k] == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert [k for k in windows if k] == [22, 19, 16, 13, 10, 7, 6, 6]
+
+
+# --- properties of every attack ---------------------------------------------------------------
+
+
+@every_attack
+def test_legal_deterministic_and_no_state_changed(attack, net, batch):
+    x, y = batch
+    before = [v.numpy() for v in net.variables]
+    x_adv = attack(net, x, y)
+    assert x_adv.dtype == np.float32 and x_adv.shape == x.shape and np.isfinite(x_adv).all()
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    assert attack.threat.distance(x_adv, x).numpy().max() <= attack.threat.epsilon * (1 + 1e-6) + 1e-7
+    np.testing.assert_array_equal(attack(net, x, y), x_adv)
+    for old, new in zip(before, net.variables, strict=True):
+        np.testing.assert_array_equal(old, new.numpy())
+
+
+@every_attack
+def test_result_of_an_example_does_not_depend_on_its_company(attack, net, batch):
+    x, y = batch
+    whole = attack(net, x, y)
+    order = np.random.default_rng(0).permutation(len(x))
+    np.testing.assert_array_equal(attack(net, x[order], y[order], index=order), whole[order])
+    # Another bucket: the same draws, but convolutions may differ in the last bit.
+    part = attack(net, x[3:19], y[3:19], index=np.arange(3, 19))
+    np.testing.assert_allclose(part, whole[3:19], atol=1e-5)
+
+
+@every_attack
+def test_zero_radius_returns_x(attack, net, batch):
+    x, y = batch
+    np.testing.assert_array_equal(attack(net, x, y, epsilon=0.0), x)
+
+
+@every_attack
+def test_config_round_trip(attack, net, batch):
+    x, y = batch
+    config = keras.saving.serialize_keras_object(attack)
+    again = keras.saving.deserialize_keras_object(config)
+    assert again.name == attack.name and again.get_config() == attack.get_config()
+    np.testing.assert_array_equal(again(net, x, y), attack(net, x, y))
+
+
+@every_attack
+def test_one_trace_for_each_bucket_whatever_the_radius(attack, net):
+    fresh = type(attack).from_config(attack.get_config())
+    for count, epsilon in ((5, 0.05), (16, 0.1), (9, 0.02), (16, None)):
+        fresh(net, bank.images(count), np.zeros(count, int), epsilon=epsilon)
+    assert fresh.traces == 1
+    fresh(net, bank.images(20), np.zeros(20, int))
+    assert fresh.traces == 2
+
+
+@every_attack
+def test_accuracy_falls(attack, net, batch):
+    x, y = batch
+    before = attacks.verdicts(net, x, y)
+    x_adv = attack(net, x, y)
+    after = attacks.verdicts(net, x_adv, y)
+    assert after.sum() > before.sum()
+
+
+@every_attack
+def test_inside_a_graph_it_is_at_least_as_strong(attack, net, batch):
+    x, y = batch
+    inside = tf.function(lambda a, b: attack.within(net, a, b, tf.constant(1)))(x, y)
+    assert attack.threat.distance(inside, x).numpy().max() <= attack.threat.epsilon * (1 + 1e-6) + 1e-7
+    loss = losses.cross_entropy(attacks.forward(net, inside.numpy()), y).numpy()
+    assert loss.mean() > losses.cross_entropy(attacks.forward(net, x), y).numpy().mean()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 20), st.floats(0, 0.5), st.integers(0, 99), st.sampled_from([2, 3, 4, 10]))
+def test_pgd_property(count, epsilon, seed, classes):
+    net = _nets(classes)
+    x, y = bank.images(count, seed=seed), np.arange(count) % classes
+    attack = attacks.PGD(threats.Linf(0.5), steps=4, seed=seed)
+    x_adv = _shared(attack, net, x, y, epsilon)
+    assert np.abs(x_adv - x).max() <= epsilon * (1 + 1e-6) + 1e-7
+    # Best-so-far never loses an example that was wrong from the start at the start point itself.
+    more = attacks.verdicts(net, x_adv, y)
+    assert more.dtype == bool and len(more) == count
+
+
+_cache = {}
+
+
+def _nets(classes):
+    return _cache.setdefault(classes, bank.classifier(classes))
+
+
+def _shared(attack, net, x, y, epsilon):
+    return _cache.setdefault("attack", attack)(net, x, y, epsilon=epsilon)
+
+
+def test_more_steps_restarts_and_radius_never_lose(net, batch):
+    x, y = batch
+    wins = []
+    for restarts in (1, 3):
+        attack = attacks.PGD(threats.Linf(0.05), steps=5, restarts=restarts)
+        wins.append(attacks.verdicts(net, attack(net, x, y), y))
+    assert (wins[1] >= wins[0]).all()
+    short, long = (
+        attacks.PGD(threats.Linf(0.05), steps=s, step_size=0.01)(net, x, y) for s in (3, 12)
+    )
+    assert (attacks.verdicts(net, long, y) >= attacks.verdicts(net, short, y)).all()
+
+
+def test_best_so_far_is_never_weaker_than_the_last_iterate(net, batch):
+    x, y = batch
+    best, last = (
+        attacks.PGD(threats.Linf(0.05), steps=6, step_size=0.03, last_iterate=flag)(net, x, y)
+        for flag in (False, True)
+    )
+    assert (attacks.verdicts(net, best, y) >= attacks.verdicts(net, last, y)).all()
+
+
+def test_seed_and_run_change_the_start(net, batch):
+    x, y = batch
+    one = attacks.PGD(threats.Linf(0.05), steps=0)(net, x, y)
+    two = attacks.PGD(threats.Linf(0.05), steps=0, seed=1)(net, x, y)
+    assert np.abs(one - two).max() > 0
+    three = attacks.PGD(threats.Linf(0.05), steps=0, restarts=2)(net, x, y, run=1)
+    assert np.abs(one - three).max() > 0
+
+
+def test_constant_model_gives_no_nan_and_no_success():
+    inputs = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(inputs)
+    net = keras.Model(inputs, keras.layers.Dense(4, kernel_initializer="zeros")(flat))
+    x, y = bank.images(4), np.arange(4)
+    for attack in bank.ATTACKS:
+        x_adv = attack(net, x, y)
+        assert np.isfinite(x_adv).all()
+        assert not attacks.verdicts(net, x_adv, y).any()  # ties are not successes
+
+
+def test_callable_models_and_single_logits():
+    net = bank.classifier(1)
+    x = bank.images(6)
+    y = (attacks.forward(net, x)[:, 1] > 0).astype(int)
+    attack = attacks.PGD(threats.Linf(0.3), steps=10)
+    assert attacks.verdicts(net, attack(net, x, y), y).any()
+    call = lambda images: net(images, training=False)  # noqa: E731
+    np.testing.assert_array_equal(attack(call, x, y), attack(net, x, y))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: attacks.PGD(0.3), TypeError, "`threat` must be a tr.threats.Threat"),
+        (lambda: attacks.PGD(threats.Linf(0.1), steps=-1), ValueError, "`steps`"),
+        (lambda: attacks.PGD(threats.Linf(0.1), step_size=0), ValueError, "`step_size`"),
+        (lambda: attacks.PGD(threats.Linf(0.1), loss="cw"), ValueError, "`loss` must be"),
+        (lambda: attacks.PGD(threats.Linf(0.1), restarts=0), ValueError, "`restarts`"),
+        (lambda: attacks.APGD(threats.L1(1.0)), ValueError, "`threat` must be"),
+        (lambda: attacks.APGD(threats.Linf(0.1), loss="dlr_targeted"), ValueError, "`targets`"),
+    ],
+)
+def test_bad_arguments(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_dlr_needs_classes():
+    with pytest.raises(ValueError, match="needs a model with 3 classes"):
+        attacks.PGD(threats.Linf(0.1), loss="dlr")(bank.classifier(2), bank.images(2), [0, 1])
