@@ -18,6 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["tfrobust", "tfrobust.*"]),
+    py_modules=["tfrobust_cli"],
     package_data={"tfrobust": ["templates/*"]},
     python_requires=">=3.11",
     install_requires=[
@@ -40,5 +41,5 @@ setup(
         "peers": ["foolbox>=3.3.4", "adversarial-robustness-toolbox>=1.20"],
         "litert": ["ai-edge-litert>=2.3"],
     },
-    entry_points={"console_scripts": ["tfrobust=tfrobust.cli:main"]},
+    entry_points={"console_scripts": ["tfrobust=tfrobust_cli:main"]},
 )
