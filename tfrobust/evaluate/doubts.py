@@ -1,0 +1,139 @@
+"""Reasons not to believe a robust accuracy, found before, during and after the attacks.
+
+After Croce and Hein's AutoAttack checks and Carlini et al., "On Evaluating Adversarial Robustness"
+(2019, https://arxiv.org/abs/1902.06705). `ADVICE` lists every code.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import attacks, losses
+from tfrobust.evaluate.scores import FAMILIES, Flag
+
+PROBED = 64  # images that the probes look at
+ADVICE = {
+    "probabilities": (
+        "Attacks need logits: bring the model into the contract with tr.models.prepare(model)."
+    ),
+    "stochastic_output": (
+        "Gradients and verdicts change from call to call: attack the average over many draws."
+    ),
+    "batch_dependent": (
+        "Check that BatchNormalization runs with training=False; an attack on one image is "
+        "otherwise judged by its neighbours."
+    ),
+    "no_gradient": ("Gradient attacks stand still: add a score-based or decision-based attack."),
+    "zero_ce_gradient": (
+        "Cross-entropy saturates in float32: believe attacks on the margin or DLR loss (APGD-T) "
+        "and not PGD or APGD-CE."
+    ),
+    "illegal_points": "They are not counted as success; correct the attack's projection.",
+    "single_step_stronger": (
+        "Iterated attacks must break more than one step: suspect masked gradients or a bad step "
+        "size."
+    ),
+    "pgd_above_apgd": "Quote the lower figure; PGD's loss or step size misleads it here.",
+    "no_strong_attack": (
+        "Run tr.attacks.APGD (losses 'ce' and 'dlr_targeted') or AutoAttack before calling the "
+        "model robust."
+    ),
+    "curve_above_chance": "Extend eps_grid until the accuracy falls to chance.",
+    "masked_gradients": (
+        "At this radius every image can be turned into plain grey, so an attack that follows true "
+        "gradients reaches chance: suspect masked gradients."
+    ),
+    "few_images": "Use 1,000 or more for a figure that is compared with others.",
+}
+
+
+def flag(code, sentence, severity="doubt"):
+    """A `Flag` with the advice that belongs to its code."""
+    return Flag(code, sentence, ADVICE[code], severity)
+
+
+def probe(model, x, y, logits):
+    """Flags that the first chunk gives away: output kind, randomness, batches, gradients."""
+    flags = []
+    positive = logits.min() >= 0 and logits.max() <= 1
+    if positive and np.abs(logits.sum(-1) - 1).max() <= 1e-5:
+        flags.append(
+            flag("probabilities", "The outputs lie in [0, 1] and sum to 1: probabilities.")
+        )
+    some, found = x[:PROBED], logits[:PROBED]
+    scale = max(1.0, float(np.abs(found).max()))
+    again = [attacks.forward(model, some) for _ in range(4)]
+    spread = max(float(np.abs(other - again[0]).max()) for other in again[1:])
+    if spread > 1e-4 * scale:
+        text = f"The same images gave logits {spread:.2g} apart in two calls."
+        return [*flags, flag("stochastic_output", text)]
+    half = some[: min(8, len(some))]
+    # Two batches of the same bucket that differ in the companions only.
+    pair = (np.concatenate([half, fill]) for fill in (np.repeat(half[:1], 8, 0), 1 - half))
+    alone, beside = (attacks.forward(model, images)[: len(half)] for images in pair)
+    gap = float(np.abs(alone - beside).max())
+    if gap > 1e-3 * scale:
+        text = f"Logits of an image move by {gap:.2g} with the other images of its batch."
+        flags.append(flag("batch_dependent", text))
+    right = found.argmax(-1) == y[:PROBED]
+    if right.any():
+        flags += _gradients(model, some[right], y[:PROBED][right])
+    return flags
+
+
+def _gradients(model, x, y):
+    def count_zero(loss):
+        images = tf.constant(x)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            total = tf.reduce_sum(loss(attacks.attack.logits_of(model, images), tf.constant(y)))
+        gradient = tape.gradient(total, images)
+        if gradient is None:
+            return len(x)
+        return int((~tf.reduce_any(tf.reshape(gradient, (len(x), -1)) != 0, -1)).numpy().sum())
+
+    blind = count_zero(losses.margin)
+    if blind:
+        text = f"{blind} of {len(x)} images have a margin without gradient by the pixels."
+        return [flag("no_gradient", text)]
+    blind = count_zero(losses.cross_entropy)
+    if blind > 0.1 * len(x):
+        text = f"{blind} of {len(x)} images have a cross-entropy gradient of exactly 0."
+        return [flag("zero_ce_gradient", text)]
+    return []
+
+
+def review(scores):
+    """Flags that the finished figures give away."""
+    flags, rates = [], {name: rate.value for name, rate in scores.families.items()}
+
+    def percent(name):
+        return f"{name} leaves {100 * rates[name]:.1f} %"
+
+    for score in scores.attacks:
+        if score.illegal:
+            text = f"{score.name} returned {score.illegal} points outside of {score.threat}."
+            flags.append(flag("illegal_points", text))
+    strong = [name for name in FAMILIES[2:] if name in rates]
+    if scores.attacks and not strong:
+        names = ", ".join(score.name for score in scores.attacks)
+        flags.append(flag("no_strong_attack", f"Only {names} was run.", "note"))
+    comparable = not scores.cascade and len({score.threat for score in scores.attacks}) == 1
+    if comparable and "FGSM" in rates and rates.get("PGD", 0) > rates["FGSM"] + 0.01:
+        text = f"{percent('PGD')}, the single step of {percent('FGSM')}."
+        flags.append(flag("single_step_stronger", text))
+    if comparable and "PGD" in rates and strong:
+        best = min(strong, key=rates.get)
+        if rates["PGD"] > rates[best] + 0.05:
+            text = f"{percent('PGD')}, {percent(best)}."
+            flags.append(flag("pgd_above_apgd", text))
+    if scores.curve is not None:
+        last, radius = scores.curve.rates[-1], scores.curve.epsilons[-1]
+        if last.low > 1 / scores.classes:
+            text = f"{100 * last.value:.1f} % are still right at epsilon {radius:g}."
+            grey = scores.curve.norm == "linf" and radius >= 0.5
+            flags.append(
+                flag("masked_gradients", text) if grey else flag("curve_above_chance", text, "note")
+            )
+    if scores.n < 1000:
+        flags.append(flag("few_images", f"Measured on {scores.n} images.", "note"))
+    return flags

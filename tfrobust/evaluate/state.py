@@ -1,0 +1,123 @@
+"""The state file: what is finished, for which model, attacks and data."""
+
+import hashlib
+import json
+import zipfile
+
+import keras
+import numpy as np
+
+from tfrobust import files
+
+_VERSION = 1
+
+
+def digest(*arrays):
+    """Hash of arrays, shapes and types included."""
+    total = hashlib.blake2b(digest_size=16)
+    for array in map(np.ascontiguousarray, arrays):
+        total.update(f"{array.shape}{array.dtype.str}".encode())
+        total.update(array)
+    return total.hexdigest()
+
+
+def of_model(model, logits):
+    """Hash of what a model computes: its layers' settings and weights, without their names.
+
+    A plain callable is known by its first `logits` only, rounded to three decimals.
+    """
+    if not isinstance(model, keras.Model):
+        return digest(np.round(logits, 3) + 0.0)
+
+    def plain(config):
+        if isinstance(config, dict):
+            return {k: plain(v) for k, v in config.items() if k not in ("name", "seed")}
+        return [plain(v) for v in config] if isinstance(config, list | tuple) else config
+
+    kinds = [
+        [type(layer).__name__, plain(layer.get_config())]
+        for layer in model._flatten_layers(include_self=False)
+        if not isinstance(layer, keras.Model)
+    ]
+    text = json.dumps(kinds, default=lambda value: type(value).__name__)
+    return digest(np.frombuffer(text.encode(), np.uint8), *model.get_weights())
+
+
+class State:
+    """Finished chunks of one evaluation, in memory and, with a path, in a file.
+
+    Args:
+        path: File name or None.
+        identity: {what: JSON value} that must be the same when the file is taken up again.
+
+    Raises:
+        ValueError: the file belongs to another evaluation or is no state file.
+        OSError: the path cannot be written.
+    """
+
+    def __init__(self, path, identity):
+        self.path = None if path is None else files.target(path, "state")
+        self.identity = json.loads(json.dumps(identity))
+        self.chunks, self.notes, self.seconds, self.records = [], {}, 0.0, {}
+        if self.path is None:
+            return
+        if self.path.exists():
+            self._load()
+        else:
+            self._save()
+
+    def add(self, chunk, records, seconds):
+        """Adds a finished chunk: its hash and one array per record."""
+        self.chunks.append(chunk)
+        for name, values in records.items():
+            known = self.records.get(name)
+            self.records[name] = values if known is None else np.concatenate([known, values])
+        self.seconds += seconds
+        if self.path is not None:
+            self._save()
+
+    def check(self, number, chunk):
+        """Refuses a finished chunk that held other data."""
+        if self.chunks[number] != chunk:
+            self._refuse("data")
+
+    def _refuse(self, what):
+        raise ValueError(
+            f"`state` {self.path} belongs to another evaluation: the {what} differ. "
+            "Delete the file or give another name."
+        )
+
+    def _load(self):
+        try:
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as content:
+                meta = json.loads(str(content["meta"]))
+                names = meta["records"]
+                records = {name: content[f"record_{i}"] for i, name in enumerate(names)}
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"`state` must be a file that an earlier evaluation wrote. Received: {self.path}"
+            ) from error
+        if meta["version"] != _VERSION:
+            self._refuse("formats of the file")
+        for what, value in self.identity.items():
+            if meta["identity"].get(what) != value:
+                self._refuse(what)
+        self.records, self.chunks = records, meta["chunks"]
+        self.notes, self.seconds = meta["notes"], meta["seconds"]
+
+    def _save(self):
+        meta = {
+            "version": _VERSION,
+            "identity": self.identity,
+            "chunks": self.chunks,
+            "notes": self.notes,
+            "seconds": self.seconds,
+            "records": list(self.records),
+        }
+        arrays = {f"record_{i}": values for i, values in enumerate(self.records.values())}
+
+        def save(name):
+            with open(name, "wb") as file:  # np.savez would add a suffix to a bare name
+                np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
+
+        files.replace(self.path, save)
