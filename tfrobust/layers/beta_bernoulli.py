@@ -105,6 +105,7 @@ class BetaBernoulliMask(Mask):
 
     def parameters(self, dtype=tf.float32):
         """(a, b) of the Kumaraswamy posterior, each `(channels,)`."""
+        self.require_built()
         a_, b_ = (tf.convert_to_tensor(v.value) for v in (self.a_, self.b_))
         a = tf.nn.softplus(tf.cast(tf.maximum(a_, -10.0), dtype))
         return a, tf.nn.softplus(tf.cast(tf.clip_by_value(b_, -10.0, 50.0), dtype))

@@ -60,12 +60,16 @@ class Mask(keras.layers.Layer):
 
     def keep(self):
         """Which channels live: NumPy bool `(channels,)`."""
+        self.require_built()
+        return np.asarray(keras.ops.convert_to_numpy(self.expected())) != 0
+
+    def require_built(self):
+        """Refuses a mask that has not met its channels; call it first in `expected` and `kl`."""
         if not self.built:
             raise ValueError(
                 f"Mask '{self.name}' has no channels yet. Call the model on an input (or build it) "
                 "before asking which channels it keeps."
             )
-        return np.asarray(keras.ops.convert_to_numpy(self.expected())) != 0
 
     def call(self, inputs, training=False):
         if training and self.trainable:

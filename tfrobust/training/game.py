@@ -16,6 +16,7 @@ import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrobust import contract, losses, noise, regularizers
@@ -100,6 +101,8 @@ class Game(keras.Model):
         self.validation_attack = validation_attack or attack
         self.regularizers = [r for r in regularizers if getattr(r, "weight", 1.0)]
         self.epsilon = None if epsilon is None else check_number("epsilon", epsilon)
+        if epsilon is not None and not isinstance(epsilon, Schedule):
+            type(attack.threat)(epsilon)  # refuses 8 where 8/255 is meant
         self.weight_decay = check_number("weight_decay", weight_decay)
         self.share_noise, self.seed = bool(share_noise), int(seed)
         self.step = self.add_weight(
@@ -247,9 +250,20 @@ class Game(keras.Model):
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
     ):
-        """As `keras.Model.fit`; `tr.data.Batches` come in the order of (seed, epoch)."""
+        """As `keras.Model.fit`; `tr.data.Batches` come in the order of (seed, epoch).
+
+        Arrays are checked whole before the first step: pixels in [0, 1], integer labels in range.
+        """
+        self._check_arrays(x, y)
         callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def _check_arrays(self, x, y):
+        if not isinstance(x, np.ndarray | tf.Tensor):
+            return
+        contract.images(x)
+        if y is not None and np.ndim(y) == 1:
+            contract.labels(y, contract.classes_of(self.classifier), count=len(x))
 
     def compile(self, optimizer=None, loss=None, metrics=None, **kwargs):
         """As `keras.Model.compile`; `optimizer` is one optimizer or {group: optimizer}.
