@@ -135,7 +135,7 @@ def walk(model):
     return Graph(nodes, functional.inputs, [resolve(t) for t in functional.outputs])
 
 
-def rebuild(model, visit=None, edge=None, name=None):
+def rebuild(model, visit=None, edge=None, enter=None):
     """Builds a new functional model by calling `visit` for every node of `walk(model)`.
 
     Args:
@@ -147,7 +147,8 @@ def rebuild(model, visit=None, edge=None, name=None):
         edge: Optional callable `(value, node, index) -> value`, asked for the new tensor of each
             `node.inputs[index]` (node None: output number `index` of the model); it may put layers
             on that edge. `value` is None where the tensor was left out.
-        name: Name of the new model, default the old one's.
+        enter: Optional callable `(tensor) -> keras.Input`, makes the new input for each old one;
+            default: same shape, dtype and name.
 
     Returns:
         A functional `keras.Model` with the same structure of inputs and outputs, not compiled.
@@ -175,20 +176,18 @@ def rebuild(model, visit=None, edge=None, name=None):
 
         return keras.tree.map_structure(value, structure)
 
-    def fresh_input(tensor):
-        values[id(tensor)] = keras.Input(
-            batch_shape=tensor.shape, dtype=tensor.dtype, name=_name_of_input(tensor)
-        )
+    def new_input(tensor):
+        values[id(tensor)] = (enter or same_input)(tensor)
         return values[id(tensor)]
 
-    inputs = keras.tree.map_structure(fresh_input, functional.input)
+    inputs = keras.tree.map_structure(new_input, functional.input)
     for node in graph.nodes:
         args, kwargs = arguments(node, (node.args, node.kwargs))
         results = keras.tree.flatten(visit(node, *args, **kwargs))
         values.update(zip(map(id, node.outputs), results, strict=False))
     new = iter(arguments(None, list(graph.outputs)))
     outputs = keras.tree.map_structure(lambda _: next(new), functional.output)
-    return keras.Model(inputs, outputs, name=name or model.name)
+    return keras.Model(inputs, outputs, name=model.name)
 
 
 def copy(node, *args, **kwargs):
@@ -288,6 +287,12 @@ def _functional(model):
             "walk: write it with the functional API or Sequential."
         )
     return model
+
+
+def same_input(tensor, **changes):
+    """A new `keras.Input` like an old one, the default `enter` of `rebuild`; `changes` replace."""
+    like = {"batch_shape": tensor.shape, "dtype": tensor.dtype, "name": _name_of_input(tensor)}
+    return keras.Input(**{**like, **changes})
 
 
 def _name_of_input(tensor):

@@ -5,6 +5,7 @@
 """
 
 from tfrobust.layers.beta_bernoulli import BetaBernoulliMask, distributions
+from tfrobust.layers.insert import insert_masks
 from tfrobust.layers.mask import Mask, kept, masks
 
-__all__ = ["BetaBernoulliMask", "Mask", "distributions", "kept", "masks"]
+__all__ = ["BetaBernoulliMask", "Mask", "distributions", "insert_masks", "kept", "masks"]
