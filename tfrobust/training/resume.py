@@ -13,13 +13,14 @@ Run the same script again after a kill: that is all.
 
 import contextlib
 import functools
-import glob
 import os
+import pathlib
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust import files
 from tfrobust.data import Batches
 from tfrobust.training import snapshot
 
@@ -114,13 +115,15 @@ class Resume(keras.callbacks.BackupAndRestore):
         super().__init__(
             os.fspath(directory), save_freq=save_freq, delete_checkpoint=delete_checkpoint
         )
-        self.path = os.path.join(self.backup_dir, FILE)
+        self.path = pathlib.Path(self.backup_dir) / FILE
         self.watch(data, callbacks)
         try:
-            os.makedirs(self.backup_dir, exist_ok=True)
-            for leftover in glob.glob(f"{glob.escape(self.path)}.*.tmp"):
-                os.remove(leftover)
-            snapshot.probe(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Makes a file, since os.access believes that root may write anywhere.
+            files.replace(self.path.with_name("probe"), lambda name: open(name, "w").close())
+            self.path.with_name("probe").unlink()
+            for leftover in self.path.parent.glob(f".*.{FILE}"):  # of a kill during a write
+                leftover.unlink()
         except OSError as error:
             raise OSError(
                 f"`directory` must be a folder that can be written. Received: {self.backup_dir} "
@@ -154,7 +157,7 @@ class Resume(keras.callbacks.BackupAndRestore):
             if not optimizer.built:
                 optimizer.build(model.trainable_variables)
         self._fingerprint = snapshot.fingerprint(model, self.data)
-        if not os.path.exists(self.path):
+        if not self.path.exists():
             self._save(0, 0)
             return
         meta, arrays = snapshot.read(self.path)
@@ -203,8 +206,8 @@ class Resume(keras.callbacks.BackupAndRestore):
             self.model.train_function = self._train
         if self.delete_checkpoint:
             with contextlib.suppress(OSError):
-                os.remove(self.path)
-                os.rmdir(self.backup_dir)  # stays if it holds anything that is not ours
+                self.path.unlink()
+                self.path.parent.rmdir()  # stays if it holds anything that is not ours
 
     # --- saving ---------------------------------------------------------------------------------
 
@@ -237,7 +240,6 @@ class Resume(keras.callbacks.BackupAndRestore):
             "callbacks": callbacks,
             "logs": self._logs,
         }
-        os.makedirs(self.backup_dir, exist_ok=True)
         snapshot.write(self.path, meta, arrays)
 
     # --- restoring ------------------------------------------------------------------------------

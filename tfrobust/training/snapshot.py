@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust import files
+
 FORMAT = 1
 
 
@@ -77,25 +79,32 @@ def _held(model):
 
 def fingerprint(model, data):
     """What must be equal for a run to be the same run, as plain JSON."""
-    print_ = {"model": type(model).__name__}
-    for name in ("get_config", "get_compile_config"):
+    result = {"model": type(model).__name__, "data": None if data is None else data.fingerprint()}
+    for name, config in (("config", "get_config"), ("compile", "get_compile_config")):
         with contextlib.suppress(NotImplementedError):
-            print_[name] = getattr(model, name)()
-    print_["variables"] = [
+            result[name] = getattr(model, config)()
+    result["variables"] = [
         [key, list(v.shape), str(v.dtype)]
         for key, v in variables(model).items()
         if not key.startswith("metric")
     ]
-    print_["data"] = None if data is None else data.fingerprint()
-    text = json.dumps(print_, default=lambda o: getattr(o, "__name__", type(o).__name__))
+    text = json.dumps(result, default=lambda o: getattr(o, "__name__", type(o).__name__))
     # Keras numbers its names: the same net is "dense_3" where others were built before it.
-    return json.loads(re.sub(r"_\d+(?=[\"/])", "", text))
+    return _without_speed(json.loads(re.sub(r"_\d+(?=[\"/])", "", text)))
+
+
+def _without_speed(value):
+    """Leaves out what changes how fast a run goes, not where."""
+    if isinstance(value, dict):
+        speed = ("steps_per_execution", "run_eagerly", "jit_compile")
+        return {k: _without_speed(v) for k, v in value.items() if k not in speed}
+    return [_without_speed(v) for v in value] if isinstance(value, list) else value
 
 
 def difference(there, here, path=""):
     """Where two JSON values first differ, in words, or an empty string."""
     if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted({*there, *here}):
+        for name in dict.fromkeys([*there, *here]):
             if name not in there or name not in here:
                 return f"{path}{name}: only {'here' if name in here else 'there'}"
             found = difference(there[name], here[name], f"{path}{name}.")
@@ -114,23 +123,17 @@ def difference(there, here, path=""):
 # --- the file -----------------------------------------------------------------------------------
 
 
-def probe(path):
-    """Raises OSError unless a file can be made beside `path`; leaves none."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb"):
-        pass
-    os.remove(temporary)
-
-
 def write(path, meta, arrays):
-    """Writes JSON and arrays under a temporary name, then moves the file to `path`."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+    """Writes JSON and arrays to `path`, whole or not at all."""
     arrays = {**arrays, "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
-    with open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+
+    def save(name):
+        with open(name, "wb") as stream:
+            np.savez(stream, **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    files.replace(path, save)
 
 
 def read(path):
