@@ -1,19 +1,17 @@
-"""Robust and small image classifiers with Keras 3 and TensorFlow.
+"""tfrobust: image classifiers that are adversarially robust and small, on Keras 3.
 
     import tfrobust as tr
 
-    net = tr.models.prepare(my_keras_model, pixel_range=(0, 1))
-    net = tr.layers.insert_masks(net, tr.layers.BetaBernoulliMask)
-    attack = tr.attacks.PGD(tr.threats.Linf(0.3), steps=20)
-    game = tr.training.ANP(net, attack, train_size=len(x))
-    game.compile(metrics=["accuracy"])
-    game.fit(x, y, epochs=10)
-    small = tr.shrink.compact(net)
-    print(tr.evaluate.robustness(small, (x_test, y_test), [attack]))
-    tr.export.tflite(small, "small.tflite")
+    attack = tr.attacks.PGD(tr.threats.Linf(8 / 255), steps=10)
+    game = tr.training.AdversarialTraining(my_model, attack)
+    game.compile("adam", metrics=["accuracy"])
+    game.fit(x_train, y_train)
 
-Rooms are modules; their names are written out: `tr.threats.Linf`, never `Linf`.
+One spine: threat -> attack -> game -> mask -> shrink -> evaluate -> export -> card; each word is a
+room of this package, used as `tr.<room>.<Name>`.
 """
+
+__version__ = "0.1.0"
 
 from tfrobust import (
     attacks,
@@ -27,13 +25,13 @@ from tfrobust import (
     layers,
     losses,
     models,
+    noise,
     regularizers,
+    report,
     shrink,
     threats,
     training,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "attacks",
@@ -47,7 +45,9 @@ __all__ = [
     "layers",
     "losses",
     "models",
+    "noise",
     "regularizers",
+    "report",
     "shrink",
     "threats",
     "training",

@@ -147,6 +147,8 @@ def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
     counts = [(units or {}).get(n, g.size) for n, g in zip(names, gaps, strict=True)]
     network = float(np.mean([g.sum() / c for g, c in zip(gaps, counts, strict=True)]))
     scale = float(np.mean([s.sum() / c for s, c in zip(sizes, counts, strict=True)]))
+    if units:
+        gaps = [np.pad(g.ravel(), (0, c - g.size)) for g, c in zip(gaps, counts, strict=True)]
     return Vulnerability(
         per_unit={n: g.astype(np.float32) for n, g in zip(names, gaps, strict=True)},
         network=network,

@@ -31,6 +31,8 @@ class ANP(AdversarialTraining):
         attack: The training attack.
         beta: Float >= 0 or Keras schedule of the iteration, weight of the KL term.
         train_size: Integer N, number of training examples (the KL is scaled by 1 / N).
+        kl_weights: None or {mask name: float >= 0}, what a unit of that mask weighs in the KL term
+            (default 1, the paper's); weights that follow the cost of a unit prune FLOPs.
         mix: Pair of weights of the clean and the adversarial loss of the weights.
         weight_decay: Float >= 0.
         regularizers, epsilon, share_noise, validation_attack, seed: see `Game`.
@@ -41,7 +43,15 @@ class ANP(AdversarialTraining):
     turns = (("weights", "masks"),)
 
     def __init__(
-        self, classifier, attack, beta=4.0, train_size=None, mix=(1.0, 2.0), weight_decay=1e-4, **kw
+        self,
+        classifier,
+        attack,
+        beta=4.0,
+        train_size=None,
+        kl_weights=None,
+        mix=(1.0, 2.0),
+        weight_decay=1e-4,
+        **kwargs,
     ):
         self.beta = check_number("beta", beta)
         if train_size is None or train_size < 1:
@@ -50,11 +60,18 @@ class ANP(AdversarialTraining):
                 f"Received: train_size={train_size}"
             )
         self.train_size = int(train_size)
-        super().__init__(classifier, attack, mix=mix, weight_decay=weight_decay, **kw)
+        super().__init__(classifier, attack, mix=mix, weight_decay=weight_decay, **kwargs)
         if not self.masks():
             raise ValueError(
                 "`classifier` must have masks: call tr.layers.insert_masks(model, "
                 f"tr.layers.BetaBernoulliMask). Received: model '{classifier.name}' without masks"
+            )
+        self.kl_weights = dict(kl_weights or {})
+        unknown = set(self.kl_weights) - {mask.name for mask in self.masks()}
+        if unknown or any(not w >= 0 for w in self.kl_weights.values()):
+            raise ValueError(
+                "`kl_weights` must give weights >= 0 to masks of the classifier: "
+                f"{[mask.name for mask in self.masks()]}. Received: kl_weights={kl_weights}"
             )
 
     def terms(self):
@@ -76,14 +93,16 @@ class ANP(AdversarialTraining):
 
     def objective(self, batch, turn):
         weights, adversarial = self.mixed(batch)
-        kl = tf.add_n([mask.kl() for mask in self.masks()])
-        self.report("kl", kl)
+        kl = {mask.name: mask.kl() for mask in self.masks()}
+        self.report("kl", tf.add_n(list(kl.values())))
+        weighed = tf.add_n([self.kl_weights.get(name, 1.0) * value for name, value in kl.items()])
         scale = value_at(self.beta, self.step.value) / self.train_size
-        return {"weights": weights, "masks": adversarial + self.per_replica(scale * kl)}
+        return {"weights": weights, "masks": adversarial + self.per_replica(scale * weighed)}
 
     def get_config(self):
         return {
             **super().get_config(),
             "beta": number_config(self.beta),
             "train_size": self.train_size,
+            "kl_weights": self.kl_weights,
         }

@@ -1,0 +1,168 @@
+"""Stages shared by the MNIST recipes: attack, training, judging, saving. Threat: Linf, epsilon 0.3.
+
+Every stage runs in a folder of its own below `--work`, is resumed from there with `--resume`, and
+keeps the seconds it took, so that networks can be compared at equal training time.
+"""
+
+import argparse
+import pathlib
+import shutil
+import sys
+import time
+
+import keras
+import numpy as np
+
+import tfrobust as tr
+
+EPSILON = 0.3
+THREAT = tr.threats.Linf(EPSILON)
+BATCH = 128
+SAVED = pathlib.Path("saved_models")
+
+
+def arguments(doc, epochs, **more):
+    """The flags that all MNIST recipes share."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", help="folder with mnist.npz (default: TFROBUST_DATA_DIR)")
+    parser.add_argument("--epochs", type=int, default=epochs, help="epochs of the main stage")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="tiny data, under a minute")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--work", default="runs", help="folder of checkpoints")
+    parser.add_argument("--out", default=str(SAVED), help="folder of saved models")
+    for name, keywords in more.items():
+        parser.add_argument("--" + name.replace("_", "-"), **keywords)
+    args = parser.parse_args()
+    args.command = "python -m " + " ".join(
+        [f"recipes.{pathlib.Path(sys.argv[0]).stem}", *_public(sys.argv[1:])]
+    )
+    args.work, args.out = pathlib.Path(args.work), pathlib.Path(args.out)
+    if args.smoke:
+        args.epochs, args.out = 1, args.work / "smoke"
+    return args
+
+
+def _public(argv):
+    """The arguments without folders of this machine."""
+    drop = {"--data-dir", "--work", "--out", "--resume"}
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word.split("=")[0] in drop:
+            skip = "=" not in word and word != "--resume"
+        else:
+            kept.append(word)
+    return kept
+
+
+def mnist(args):
+    """MNIST; with --smoke the first 512 training and 128 test images."""
+    data = tr.data.load("mnist", args.data_dir)
+    if not args.smoke:
+        return data
+    return tr.data.Dataset(
+        data.x_train[:512], data.y_train[:512], data.x_test[:128], data.y_test[:128], 10
+    )
+
+
+def training_attack():
+    """PGD-7 with steps of epsilon / 4 from a random start."""
+    return tr.attacks.PGD(THREAT, steps=7, step_size=EPSILON / 4)
+
+
+def judges(args):
+    """Attacks on all test images, and those on the first 1,000."""
+    steps, restarts = (4, 1) if args.smoke else (40, 5)
+    every = [
+        tr.attacks.FGSM(THREAT),
+        tr.attacks.PGD(THREAT, steps=steps, step_size=0.4 / steps, restarts=restarts),
+    ]
+    steps = 10 if args.smoke else 100
+    first = [
+        tr.attacks.APGD(THREAT, steps=steps),
+        tr.attacks.APGD(THREAT, steps=steps, loss="dlr_targeted", targets=9),
+    ]
+    return every, first
+
+
+def rising_epsilon(iterations):
+    """Epsilon from 0.05 to 0.3 over the first fifth of the iterations."""
+    return keras.optimizers.schedules.PolynomialDecay(0.05, max(iterations // 5, 1), EPSILON)
+
+
+def one_cycle(peak, iterations):
+    """Learning rate: linear to `peak` over a tenth of the iterations, then a cosine to zero."""
+    warm = max(iterations // 10, 1)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(iterations - warm, 1), warmup_target=peak, warmup_steps=warm
+    )
+
+
+class Clock(keras.callbacks.Callback):
+    """Counts the seconds of training; `tr.training.Resume` keeps them through a kill."""
+
+    resumes = ("seconds", "epochs")
+
+    def __init__(self):
+        super().__init__()
+        self.seconds, self.epochs = 0.0, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds += time.perf_counter() - self._began
+        self.epochs += 1
+
+
+def train(game, batches, epochs, folder, resume, callbacks=()):
+    """Plain `fit` with a checkpoint every epoch; returns the `Clock`."""
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    clock = Clock()
+    keeper = tr.training.Resume(folder, delete_checkpoint=False)
+    game.fit(batches, epochs=epochs, callbacks=[clock, *callbacks, keeper], verbose=2)
+    print(f"{folder.name}: {clock.epochs} epochs, {clock.seconds:.0f} s", flush=True)
+    return clock
+
+
+def robust_fit(net, data, epochs, folder, args, peak, ramp=False, suppress=0.0):
+    """Adversarial training of `net`: the objective of plain AT, fine-tuning and scratch twins."""
+    batches = tr.data.Batches(data.x_train, data.y_train, BATCH, seed=args.seed)
+    iterations = len(batches) * epochs
+    game = tr.training.AdversarialTraining(
+        net,
+        training_attack(),
+        epsilon=rising_epsilon(iterations) if ramp else None,
+        regularizers=[tr.regularizers.VulnerabilitySuppression(suppress)],
+        seed=args.seed,
+    )
+    game.compile(keras.optimizers.Adam(one_cycle(peak, iterations)))
+    return train(game, batches, epochs, folder, args.resume)
+
+
+def plain_at(data, args, epochs):
+    """Plain adversarial training of LeNet-5-Caffe from random weights: (net, seconds)."""
+    keras.utils.set_random_seed(args.seed)
+    net = tr.models.lenet5_caffe()
+    clock = robust_fit(net, data, epochs, args.work / "mnist_at", args, peak=2e-3, ramp=True)
+    return net, clock.seconds
+
+
+def copy_by_name(source, target):
+    """Copies the weights of every layer of `source` to the layer of that name in `target`."""
+    for layer in source.layers:
+        if layer.weights:
+            target.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def units_of(net):
+    """Hidden units of LeNet-5-Caffe at each recorded feature, as {layer: count}."""
+    full = tr.models.lenet5_caffe()
+    names = tr.regularizers.feature_layers(net)
+    shapes = [full.get_layer(name).output.shape[1:] for name in names]
+    return {name: int(np.prod(shape)) for name, shape in zip(names, shapes, strict=True)}

@@ -1,0 +1,113 @@
+"""Judging and shipping one MNIST net: all attacks, files, latency, card.
+
+`ship` writes saved_models/<name>/: model.keras, model.tflite, model_int8.tflite, card.json, card.html.
+"""
+
+import tfrobust as tr
+from recipes import mnist
+
+EPS_GRID = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
+
+
+def scores_of(net, data, args, folder):
+    """FGSM and PGD-40 x 5 on all test images, APGD-CE and APGD-T and the curve on the first 1,000."""
+    every, first = mnist.judges(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        for path in folder.glob("judge_*"):
+            path.unlink()
+    test = (data.x_test, data.y_test)
+    whole = tr.evaluate.robustness(net, test, every, state=folder / "judge_all.npz")
+    print(whole, flush=True)
+    part = tr.evaluate.robustness(
+        net,
+        test,
+        first,
+        eps_grid=EPS_GRID,
+        curve_attack=tr.attacks.PGD(mnist.THREAT, steps=20, step_size=0.03),
+        max_examples=1000,
+        state=folder / "judge_first.npz",
+    )
+    print(part, flush=True)
+    return [whole, part]
+
+
+def vulnerability_of(net, data):
+    """V on PGD-40 pairs of the first 1,000 test images, over the units of the unshrunk network."""
+    x, y = data.x_test[:1000], data.y_test[:1000]
+    x_adv = tr.attacks.PGD(mnist.THREAT, steps=40, step_size=0.01, last_iterate=True)(net, x, y)
+    return tr.regularizers.vulnerability(net, x, x_adv, units=mnist.units_of(net))
+
+
+def exported_files(net, data, folder):
+    """The three files of a model and what replaying adversarial images on the two TFLite ones gives."""
+    files = [
+        tr.export.keras_file(net, folder / "model.keras"),
+        tr.export.tflite(net, folder / "model.tflite"),
+        tr.export.tflite(
+            net, folder / "model_int8.tflite", quantize="int8", calibration=data.x_train[:500]
+        ),
+    ]
+    attack = tr.attacks.PGD(mnist.THREAT, steps=40, step_size=0.01)
+    x, y = data.x_test[:1000], data.y_test[:1000]
+    x_adv = attack(net, x, y)
+    replays = [
+        tr.evaluate.transfer(
+            lambda images, path=file.path: tr.export.predict(path, images),
+            x_adv,
+            y,
+            x=x,
+            name=f"TFLite {file.quantize or 'float32'}",
+            attack=attack.name,
+        )
+        for file in files[1:]
+    ]
+    return files, replays
+
+
+def ship(name, title, net, data, args, seconds):
+    """Judges `net`, writes its files and its card, prints the table."""
+    folder = args.out / name
+    scores = scores_of(net, data, args, args.work / name)
+    files, replays = exported_files(net, data, folder)
+    full = tr.footprint.measure(tr.models.lenet5_caffe())
+    entry = tr.report.Entry(
+        scores=scores,
+        footprint=tr.footprint.measure(net),
+        files=files,
+        latency=latencies(files[1:], args),
+        seconds=seconds,
+        vulnerability=vulnerability_of(net, data),
+        transfer=replays,
+        settings=settings(args),
+    )
+    card = tr.report.card(
+        name,
+        models={title: entry, "LeNet-5-Caffe, full size": tr.report.Entry(footprint=full)},
+        data={
+            "name": "MNIST",
+            "note": "60,000 training images; FGSM and PGD-40 on all 10,000 test images, "
+            "APGD and the curve on the first 1,000",
+        },
+        threat=mnist.THREAT,
+        command=args.command,
+    )
+    card.save(folder)
+    print(f"{folder}: {title}, {entry.footprint.flops:,} FLOPs", flush=True)
+    return card
+
+
+def latencies(files, args):
+    """Milliseconds for one image on one thread, beside a full-size net's file in the same run."""
+    reference = args.work / "full.tflite"
+    if not reference.exists():
+        tr.export.tflite(tr.models.lenet5_caffe(), reference)
+    values = tr.export.latencies([reference, *(file.path for file in files)])
+    names = ["unpruned net, float32", "float32", "int8"]
+    return dict(zip(names, values, strict=True))
+
+
+def settings(args):
+    """The flags of the run, without folders."""
+    hidden = {"data_dir", "work", "out", "resume", "command"}
+    return {k: v for k, v in vars(args).items() if k not in hidden}
