@@ -455,8 +455,8 @@ def kill_and_finish(folder, kills, seed):
             child.stdout.readline()
         time.sleep(moments.uniform(0.0, 0.2))  # within a step, a write or a pause
         child.send_signal(signal.SIGKILL)
-        child.communicate()
-        assert child.returncode == -signal.SIGKILL
+        _, errors = child.communicate()
+        assert child.returncode == -signal.SIGKILL, errors[-2000:]
     child = start(folder / "run", out)
     _, errors = child.communicate(timeout=300)
     assert child.returncode == 0, errors[-2000:]
