@@ -49,7 +49,7 @@ def test_evaluate_prints_and_writes_the_same_scores(folder, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "FGSM" in printed and "PGD-4" in printed
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["n"] == 64 and written["data"] == "digits"
+    assert written["n"] == 64 and "linf:8/255" in written["command"]
     data = tr.data.load("digits")
     threat = tr.threats.Linf(8 / 255)
     attacks = [tr.attacks.FGSM(threat), tr.attacks.PGD(threat, steps=4, restarts=2)]
@@ -81,6 +81,16 @@ def test_export_states_the_input_contract(folder, capsys, tmp_path):
     assert written["bytes"] == (tmp_path / "net.tflite").stat().st_size
 
 
+def test_card_is_written_whole(folder, capsys, tmp_path):
+    words = ["card", folder / "net.keras", "--data", "digits", "--threat", "linf:0.1", "--n", 32]
+    assert run(*words, "--attack", "fgsm", "-o", tmp_path / "card") == 0
+    assert "not run" in capsys.readouterr().out  # AutoAttack, PGD
+    card = tr.report.load(tmp_path / "card")
+    part = card.to_dict()["models"]["net"]
+    assert part["scores"][0]["n"] == 32 and part["files"][0]["path"] == "net.keras"
+    assert sorted(p.name for p in (tmp_path / "card").iterdir()) == ["card.html", "card.json"]
+
+
 @pytest.mark.parametrize(
     ("text", "parts"), [("linf:0.3", ("linf", 0.3)), ("l2:1/2", ("l2", 0.5)), ("l1:12", ("l1", 12))]
 )
@@ -103,6 +113,7 @@ BAD = [
     ("data", ["evaluate", "net.keras", *JUDGE, "--data", "emnist"], "emnist"),
     ("other data", ["evaluate", "net.keras", *JUDGE, "--data", "small.npz"], "small.npz"),
     ("json", ["evaluate", "net.keras", *JUDGE, "--json", "file/out.json"], "`--json` must be"),
+    ("card folder", ["card", "net.keras", *JUDGE, "-o", "file/card"], "`--output` must be"),
     ("module", ["evaluate", "net.keras", *JUDGE, "--import", "no_such_layers"], "no_such_layers"),
     ("shrink target", ["shrink", "masked.keras", "-o", "file/small.keras"], "`--output` must be"),
     ("shrink suffix", ["shrink", "masked.keras", "-o", "small.h5"], "must end in '.keras'"),

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import pathlib
+import shlex
 import sys
 import warnings
 
@@ -30,6 +31,7 @@ def main(argv=None):
     """Runs one command; returns the exit code."""
     try:
         args = parser().parse_args(argv)
+        args.command = shlex.join(["tfrobust", *(sys.argv[1:] if argv is None else argv)])
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         with warnings.catch_warnings():
             warnings.showwarning = _warning
@@ -189,7 +191,7 @@ def evaluate(args):
     scores = _scores(tr, model, args)
     _console().print(scores)
     if args.json:
-        _write_json(tr, args, {"model": args.model, "data": args.data, **scores.to_dict()})
+        _write_json(tr, args, {"command": args.command, **scores.to_dict()})
 
 
 def shrink(args):
@@ -231,10 +233,19 @@ def export(args):
 
 def card(args):
     tr, model = _load(args)
-    tr.files.target(pathlib.Path(args.output) / "card.json", "--output")
+    path, folder = pathlib.Path(args.model), pathlib.Path(args.output)
+    tr.files.target(folder / "card.json", "--output")
     scores = _scores(tr, model, args)
-    _console().print(scores)
-    raise NotImplementedError
+    entry = tr.report.Entry(scores, tr.footprint.measure(model), files=[path])
+    made = tr.report.card(
+        args.name or (path.parent.name if path.stem == "model" else path.stem),
+        entry,
+        data={"name": _data_name(args), "note": f"first {scores.n:,} test images"},
+        threat=_threat(tr, args),
+        command=args.command,
+    )
+    made.save(folder)
+    _console().print(scores, made)
 
 
 # --- shared by the commands -----------------------------------------------------------------
@@ -266,9 +277,18 @@ def _load(args):
         ) from error
 
 
-def _scores(tr, model, args):
+def _threat(tr, args):
     norm, epsilon = args.threat
-    threat = tr.threats.NORMS[norm](epsilon)
+    return tr.threats.NORMS[norm](epsilon)
+
+
+def _data_name(args):
+    """Without folders of this machine."""
+    return pathlib.Path(args.data).stem
+
+
+def _scores(tr, model, args):
+    threat = _threat(tr, args)
     classes = max(model.output_shape[-1], 2)
     apgd = {"steps": args.apgd_steps, "seed": args.seed}
     build = {
