@@ -1,0 +1,25 @@
+"""The card of a set of models: what they score, what they cost, and how far to believe it.
+
+    card = tr.report.card(
+        "digits_anp_vs",
+        models={
+            "plain": tr.report.Entry(scores_plain, tr.footprint.measure(plain)),
+            "ANP-VS, shrunk": tr.report.Entry(
+                scores, tr.footprint.measure(small), files=[exported, exported_int8],
+                latency={"float32": 0.08, "int8": 0.05}, seconds=61.0, vulnerability=v,
+            ),
+        },
+        data={"name": "digits", "note": "scikit-learn's 8 x 8 digits"},
+        threat=attack.threat,
+    )
+    card.save("saved_models/digits_anp_vs")           # card.json and card.html
+    rich.print(tr.report.table(card))
+
+The JSON file is the source; the page is made from it alone: `tr.report.load(path).html()` makes it
+again, on any machine.
+"""
+
+from tfrobust.report.card import Card, card, load, table
+from tfrobust.report.entry import Entry
+
+__all__ = ["Card", "Entry", "card", "load", "table"]

@@ -1,0 +1,146 @@
+"""One model's part of a card, and its plain-JSON form."""
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+
+from tfrobust.evaluate import FAMILIES, Curve, Scores, Transfer
+from tfrobust.footprint import Footprint
+from tfrobust.regularizers import Vulnerability
+
+ZERO = 1e-8  # a vulnerability up to here counts as exactly zero
+BINS = 36
+
+
+@dataclasses.dataclass
+class Entry:
+    """What is known of one model; everything is optional.
+
+    Attributes:
+        scores: `tr.evaluate.Scores` or a list of them (say PGD on all images and APGD on the first
+            1,000): each figure keeps its own n and interval, the last one of a family is shown.
+        footprint: `tr.footprint.Footprint`.
+        files: Paths, or what `tr.export` returned, whose input contract then stands on the card.
+        latency: Milliseconds for one image, or {what: milliseconds}.
+        seconds: Time spent on training.
+        vulnerability: `tr.regularizers.vulnerability(...)`.
+        transfer: `tr.evaluate.Transfer` or a list: accuracy of exported files under replay.
+        curve: `tr.evaluate.Curve`, default the last one of `scores`.
+        command: What trains this very model, if it differs from the card's command.
+        note: One sentence about the model.
+        settings: JSON-like dictionary of hyperparameters.
+    """
+
+    scores: Scores | list | None = None
+    footprint: Footprint | None = None
+    files: list = ()
+    latency: float | dict | None = None
+    seconds: float | None = None
+    vulnerability: Vulnerability | None = None
+    transfer: Transfer | list | None = None
+    curve: Curve | None = None
+    command: str | None = None
+    note: str | None = None
+    settings: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.scores = _listed("scores", self.scores, Scores)
+        self.transfer = _listed("transfer", self.transfer, Transfer)
+        _one("footprint", self.footprint, Footprint)
+        _one("vulnerability", self.vulnerability, Vulnerability)
+        _one("curve", self.curve, Curve)
+        self.files = [self.files] if isinstance(self.files, str | os.PathLike) else self.files
+        if isinstance(self.latency, int | float):
+            self.latency = {"one image": float(self.latency)}
+        if self.curve is None:
+            self.curve = next((s.curve for s in reversed(self.scores) if s.curve), None)
+
+    def to_dict(self):
+        """Plain JSON values; sizes of files are read now, paths are not kept."""
+        clean = self.scores[-1].clean if self.scores else None
+        longest = max(self.scores, key=lambda s: s.n, default=None)
+        families = {name: None for name in FAMILIES}
+        for scores in self.scores:
+            families.update({name: rate.to_dict() for name, rate in scores.families.items()})
+        flags = {flag: None for scores in self.scores for flag in scores.flags}
+        return {
+            "note": self.note,
+            "command": self.command,
+            "settings": self.settings,
+            "clean": clean and longest.clean.to_dict(),
+            "families": families,
+            "scores": [scores.to_dict() for scores in self.scores],
+            "curve": self.curve and self.curve.to_dict(),
+            "flags": [flag.to_dict() for flag in flags],
+            "footprint": self.footprint and self.footprint.to_dict(),
+            "files": [_file(file) for file in self.files],
+            "latency_ms": {k: float(v) for k, v in (self.latency or {}).items()},
+            "training_seconds": self.seconds,
+            "vulnerability": self.vulnerability and _vulnerability(self.vulnerability),
+            "transfer": [transfer.to_dict() for transfer in self.transfer],
+        }
+
+
+def _one(name, value, kind):
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(
+            f"`{name}` must be a {kind.__module__.split('.')[1]}.{kind.__name__}. "
+            f"Received: {type(value).__name__}"
+        )
+    return value
+
+
+def _listed(name, value, kind):
+    values = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    return [_one(name, item, kind) for item in values]
+
+
+def _file(file):
+    if hasattr(file, "to_dict"):
+        values = file.to_dict()
+        return {**values, "path": os.path.basename(values["path"])}
+    path = os.fspath(file)
+    try:
+        size = os.path.getsize(path)
+    except OSError as error:
+        raise OSError(f"`files` must exist. Received: {path} ({error.strerror})") from error
+    suffix = os.path.splitext(path)[1].lstrip(".")
+    unknown = dict.fromkeys(("quantize", "parity", "agreement", "images", "input", "output"))
+    return {"path": os.path.basename(path), "format": suffix, "bytes": size, **unknown}
+
+
+def _vulnerability(found):
+    values = np.concatenate([np.ravel(v) for v in found.per_unit.values()]).astype(float)
+    return {
+        "network": float(found.network),
+        "relative": float(found.relative),
+        "units": int(found.units),
+        "zeros": int((values <= ZERO).sum()),
+        "layers": {name: float(np.mean(v)) for name, v in found.per_unit.items()},
+        "histogram": _histogram(values[values > ZERO]),
+    }
+
+
+def _histogram(values):
+    """Counts in decades cut into six: the same grid for every model and every card."""
+    if not len(values):
+        return {"first": 0, "counts": []}
+    place = np.floor(6 * np.log10(values)).astype(int)
+    first = int(max(place.min(), place.max() - 2 * BINS))
+    place = np.maximum(place, first)
+    return {"first": first, "counts": np.bincount(place - first).tolist()}
+
+
+def finite(value):
+    """`value` with infinities and NaN turned into None, all the way down: strict JSON."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

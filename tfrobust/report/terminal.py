@@ -1,0 +1,134 @@
+"""The card's main figures as a table in a terminal, and the short forms of numbers."""
+
+from tfrobust.evaluate import FAMILIES
+
+WIDE = 145  # columns that one table needs
+
+
+def number(count):
+    """A count in three digits.
+
+    >>> number(4615940), number(697242), number(46)
+    ('4.62 M', '697 k', '46')
+    """
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {letter}"
+    return f"{count:,}"
+
+
+def size(count):
+    """Bytes in three digits.
+
+    >>> size(1724320), size(812)
+    ('1.72 MB', '812 B')
+    """
+    return f"{number(count)}B" if count >= 1000 else f"{count} B"
+
+
+def kind(file):
+    """What a file is called in a table: "tflite int8", "keras".
+
+    >>> kind({"path": "m.tflite", "format": "tflite", "quantize": None, "input": {}})
+    'tflite float32'
+    """
+    if file["format"] != "tflite" or file["input"] is None:
+        return file["format"] or file["path"]
+    return f"tflite {file['quantize'] or 'float32'}"
+
+
+def grouped(models):
+    """Doubts as (names of the models, flag), the same words for several models only once."""
+    found = {}
+    for name, part in models.items():
+        for flag in part["flags"]:
+            found.setdefault(tuple(flag.values()), (flag, []))[1].append(name)
+    return [(", ".join(names), flag) for flag, names in found.values()]
+
+
+def _short(name):
+    """Without "tflite": every file but the Keras one is one."""
+    return name.removeprefix("tflite ").removeprefix("TFLite ")
+
+
+class Table:
+    """Prints itself as one table, or as two where the terminal is narrow."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __rich_console__(self, console, options):
+        from rich.text import Text
+
+        robust, costs = self._robust(), self._costs()
+        if options.max_width >= WIDE:
+            yield self._table([*robust, *costs[1:]])
+        else:
+            yield self._table(robust)
+            yield self._table(costs)
+        for text in self._notes():
+            yield Text(text, style="dim")
+
+    def _table(self, columns):
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(title=self.values["name"], show_lines=True)
+        for place, (title, _) in enumerate(columns):
+            if place:
+                table.add_column(title, justify="right", no_wrap=True)
+            else:
+                table.add_column(title, min_width=12)
+        for row in zip(*(cells for _, cells in columns), strict=True):
+            # Text, not strings: names of models may hold brackets, rich's markup.
+            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        return table
+
+    def _robust(self):
+        parts = self.values["models"]
+        columns = [("model", list(parts))]
+        columns.append(("clean", [self._rate(part["clean"]) for part in parts.values()]))
+        for family in FAMILIES:
+            cells = [self._rate(part["families"].get(family)) for part in parts.values()]
+            columns.append((family, cells))
+        return columns
+
+    def _usual(self):
+        """Number of images behind most figures."""
+        parts = self.values["models"].values()
+        return max((part["clean"]["n"] for part in parts if part["clean"]), default=0)
+
+    def _rate(self, rate):
+        """A rate, its interval below, and its n where it is not the usual one."""
+        from rich.text import Text
+
+        if rate is None:
+            return Text("not run", style="dim")
+        text = Text(f"{100 * rate['accuracy']:.1f}")
+        text.append(f"\n{100 * rate['low']:.1f}-{100 * rate['high']:.1f}", style="dim")
+        if rate["n"] != self._usual():
+            text.append(f"\nn {rate['n']:,}", style="dim")
+        return text
+
+    def _costs(self):
+        parts = self.values["models"]
+        units, weights, flops, sizes, times = [], [], [], [], []
+        for part in parts.values():
+            found, gain = part["footprint"], part.get("gain", {}).get("xflops")
+            units.append(f"{found['units']:,}" if found else "-")
+            weights.append(number(found["parameters"]) if found else "-")
+            flops.append(number(found["flops"]) if found else "-")
+            if gain and gain > 1.005:
+                flops[-1] += f"\n{gain:.2f} x less"
+            disk = [f"{_short(kind(file))} {size(file['bytes'])}" for file in part["files"]]
+            sizes.append("\n".join(disk) or "-")
+            each = [f"{_short(name)} {ms:.3g}" for name, ms in part["latency_ms"].items()]
+            times.append("\n".join(each) or "-")
+        titles = ("model", "units", "parameters", "FLOPs", "on disk", "ms an image")
+        return list(zip(titles, (list(parts), units, weights, flops, sizes, times), strict=True))
+
+    def _notes(self):
+        if self._usual():
+            yield f"Percent right of n = {self._usual():,} images, 95 % intervals below."
+        for names, flag in grouped(self.values["models"]):
+            yield f"{flag['severity']}, {names}: {flag['sentence']} {flag['advice']}"
