@@ -103,30 +103,45 @@ def one_cycle(peak, iterations):
 
 
 class Clock(keras.callbacks.Callback):
-    """Counts the seconds of training; `tr.training.Resume` keeps them through a kill."""
+    """Counts the seconds of training, wall and processor; `tr.training.Resume` keeps them.
 
-    resumes = ("seconds", "epochs")
+    Budgets are compared in processor seconds (all threads), which other work on the machine
+    disturbs far less than wall seconds.
+    """
+
+    resumes = ("done", "epochs")
 
     def __init__(self):
         super().__init__()
-        self.seconds, self.epochs = 0.0, 0
+        self.done, self.epochs = [0.0, 0.0], 0  # wall, processor: of the finished epochs
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
+        self._began = _now()
+
+    def so_far(self):
+        """[wall, processor] seconds up to now, inside an epoch."""
+        return [d + n - b for d, n, b in zip(self.done, _now(), self._began, strict=True)]
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seconds += time.perf_counter() - self._began
-        self.epochs += 1
+        self.done, self.epochs = self.so_far(), self.epochs + 1
 
 
-def train(game, batches, epochs, folder, resume, callbacks=()):
+def _now():
+    return [time.perf_counter(), time.process_time()]
+
+
+def train(game, batches, epochs, folder, resume, clock=None, callbacks=()):
     """Plain `fit` with a checkpoint every epoch; returns the `Clock`."""
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    clock = Clock()
+    clock = clock or Clock()
     keeper = tr.training.Resume(folder, delete_checkpoint=False)
     game.fit(batches, epochs=epochs, callbacks=[clock, *callbacks, keeper], verbose=2)
-    print(f"{folder.name}: {clock.epochs} epochs, {clock.seconds:.0f} s", flush=True)
+    wall, processor = clock.done
+    print(
+        f"{folder.name}: {clock.epochs} epochs, {wall:.0f} s, {processor:.0f} processor seconds",
+        flush=True,
+    )
     return clock
 
 
@@ -146,11 +161,11 @@ def robust_fit(net, data, epochs, folder, args, peak, ramp=False, suppress=0.0):
 
 
 def plain_at(data, args, epochs):
-    """Plain adversarial training of LeNet-5-Caffe from random weights: (net, seconds)."""
+    """Plain adversarial training of LeNet-5-Caffe from random weights: (net, [wall, processor])."""
     keras.utils.set_random_seed(args.seed)
     net = tr.models.lenet5_caffe()
     clock = robust_fit(net, data, epochs, args.work / "mnist_at", args, peak=2e-3, ramp=True)
-    return net, clock.seconds
+    return net, clock.done
 
 
 def copy_by_name(source, target):

@@ -9,7 +9,7 @@ Command: python -m recipes.mnist_anp_vs --data-dir DATA --twins
 Time: about 30 minutes on 2 cores for each point, its twin as long again.
 """
 
-import time
+import pathlib
 
 import keras
 import numpy as np
@@ -21,47 +21,53 @@ from recipes import mnist, mnist_judge
 class Front(keras.callbacks.Callback):
     """Saves the shrunk net each time the masks reach a FLOP gain, and stops `fit` at the last."""
 
-    resumes = ("seconds", "reached")
+    resumes = ("reached",)
 
-    def __init__(self, net, gains, folder, every=20):
+    def __init__(self, net, gains, folder, clock, every=20):
         super().__init__()
-        self.net, self.folder, self.every = net, folder, every
+        self.net, self.folder, self.clock, self.every = net, folder, clock, every
         self.gains = sorted(gains)
         self.full = tr.footprint.measure(tr.models.lenet5_caffe()).flops
-        self.seconds, self.reached = 0.0, []  # of the finished epochs; [seconds at each gain]
+        self.reached = []  # [wall, processor] seconds at each gain
 
     def path(self, gain):
         return self.folder / f"shrunk_{gain:g}x.keras"
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds += time.perf_counter() - self._began
-
     def on_train_batch_end(self, batch, logs=None):
         if batch % self.every:
             return
-        seconds = self.seconds + time.perf_counter() - self._began
         gain = self.full / tr.footprint.measure(self.net).flops
         kept = "-".join(str(k) for _, k, _ in tr.layers.kept(self.net))
         while len(self.reached) < len(self.gains) and gain >= self.gains[len(self.reached)]:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.path(self.gains[len(self.reached)])
-            tr.export.keras_file(tr.shrink.compact(self.net), path)
-            self.reached.append(round(seconds))
-            print(f"{gain:.2f}x fewer FLOPs with units {kept} after {seconds:.0f} s", flush=True)
+            tr.export.keras_file(
+                tr.shrink.compact(self.net), self.path(self.gains[len(self.reached)])
+            )
+            self.reached.append(self.clock.so_far())
+            print(f"{gain:.2f}x fewer FLOPs, units {kept}, batch {batch}", flush=True)
         if len(self.reached) == len(self.gains):
             self.model.stop_training = True
 
 
-def learn_masks(start, data, gains, args):
-    """ANP-VS from a robust net; returns {gain: (shrunk net, seconds of the mask stage)}."""
+def cost_weights(net, power):
+    """{mask: weight} with weights proportional to (FLOPs that one unit costs) ** power, mean 1."""
+    full = tr.footprint.measure(tr.models.lenet5_caffe())
+    units = {"mask_conv1": 0, "mask_conv2": 1, "mask_flatten": 2, "mask_dense3": 3}
+    widths = [20, 50, 800, 500]
+    cost = {}
+    for name, place in units.items():
+        fewer = list(widths)
+        fewer[place] -= 1
+        cost[name] = (full.flops - tr.footprint.lenet_counts(tuple(fewer)).flops) ** power
+    count = {mask.name: mask.a_.shape[0] for mask in tr.layers.masks(net)}
+    mean = sum(cost[name] * count[name] for name in count) / sum(count.values())
+    return {name: cost[name] / mean for name in count}
+
+
+def learn_masks(start, data, args):
+    """ANP-VS from a robust net; returns {gain: (shrunk net, [wall, processor] seconds)}."""
     keras.utils.set_random_seed(args.seed)
     net = tr.models.lenet5_caffe(
-        mask=lambda name: tr.layers.BetaBernoulliMask(
-            initial_a=2.0, seed=args.seed + 1, name=name
-        )
+        mask=lambda name: tr.layers.BetaBernoulliMask(initial_a=2.0, seed=args.seed + 1, name=name)
     )
     mnist.copy_by_name(start, net)
     batches = tr.data.Batches(data.x_train, data.y_train, mnist.BATCH, seed=args.seed + 1)
@@ -70,6 +76,7 @@ def learn_masks(start, data, gains, args):
         mnist.training_attack(),
         beta=args.beta,
         train_size=len(data.x_train),
+        kl_weights=cost_weights(net, args.cost_power),
         regularizers=[tr.regularizers.VulnerabilitySuppression(args.suppress)],
         seed=args.seed,
     )
@@ -79,16 +86,18 @@ def learn_masks(start, data, gains, args):
             "masks": keras.optimizers.Adam(args.mask_rate, epsilon=1e-8),
         }
     )
-    folder = args.work / "mnist_masks"
-    front = Front(net, gains, folder)
-    mnist.train(game, batches, 1 if args.smoke else args.mask_epochs, folder, args.resume, [front])
+    folder, clock = args.work / "mnist_masks", mnist.Clock()
+    front = Front(net, args.gains, folder / "front", clock)
+    epochs = 1 if args.smoke else args.mask_epochs
+    mnist.train(game, batches, epochs, folder, args.resume, clock, [front])
     if args.smoke:  # too short to prune: shut channels by hand
+        clock.on_epoch_begin(1)
         for gain in front.gains[len(front.reached) :]:
             for mask in tr.layers.masks(net):
                 live = round(mask.a_.shape[0] * gain**-0.6)
                 mask.a_.assign(np.where(np.arange(mask.a_.shape[0]) < live, 2.0, -12.0))
             front.on_train_batch_end(0)
-    if len(front.reached) < len(gains):
+    if len(front.reached) < len(front.gains):
         raise SystemExit(
             f"the masks reached {len(front.reached)} of the gains {front.gains} in "
             f"{args.mask_epochs} epochs: raise --mask-epochs or --beta"
@@ -101,40 +110,56 @@ def learn_masks(start, data, gains, args):
 
 def main():
     more = {
-        "gains": {"type": float, "nargs": "+", "default": [2.2, 6.6], "help": "FLOP gains"},
-        "beta": {"type": float, "default": 80.0, "help": "weight of the KL of the masks"},
+        "start": {"help": "folder of a robust LeNet-5-Caffe (as recipes.mnist_at ships it)"},
+        "start_epochs": {"type": int, "default": 10, "help": "epochs of plain AT without --start"},
+        "gains": {"type": float, "nargs": "+", "default": [2.2, 6.4], "help": "FLOP gains"},
+        "beta": {"type": float, "default": 40.0, "help": "weight of the KL of the masks"},
+        "cost_power": {"type": float, "default": 0.5, "help": "0: the paper's equal KL weights"},
         "suppress": {"type": float, "default": 1.0, "help": "lambda of vulnerability suppression"},
         "mask_epochs": {"type": int, "default": 12, "help": "at most so many epochs of masks"},
         "mask_rate": {"type": float, "default": 1e-2, "help": "learning rate of the masks"},
         "peak": {"type": float, "default": 1e-3, "help": "learning rate of the fine-tuning"},
-        "start_epochs": {"type": int, "default": 10, "help": "epochs of plain AT before"},
         "twins": {"action": "store_true", "help": "train the scratch twin of each point too"},
     }
-    args = mnist.arguments(__doc__, epochs=20, **more)
+    args = mnist.arguments(__doc__, epochs=15, **more)
     data = mnist.mnist(args)
-    start, first = mnist.plain_at(data, args, 1 if args.smoke else args.start_epochs)
-    for gain, (net, second) in learn_masks(start, data, args.gains, args).items():
-        point(gain, net, first + second, data, args)
+    if args.start:
+        start = keras.saving.load_model(pathlib.Path(args.start) / "model.keras")
+        before = tr.report.load(args.start).to_dict()["models"]["AT"]["settings"]["seconds"]
+    else:
+        start, before = mnist.plain_at(data, args, 1 if args.smoke else args.start_epochs)
+    points = learn_masks(start, data, args)
+    for gain, (net, seconds) in points.items():
+        point(gain, net, [a + b for a, b in zip(before, seconds, strict=True)], data, args)
+    if args.twins:
+        for gain in points:
+            scratch_twin(gain, data, args)
 
 
 def point(gain, net, before, data, args):
-    """Fine-tunes, judges and ships one point of the front, and its twin."""
+    """Fine-tunes, judges and ships one point of the front."""
     name = f"mnist_anp_vs_{int(gain)}x"
     clock = mnist.robust_fit(
         net, data, args.epochs, args.work / name, args, args.peak, suppress=args.suppress
     )
-    total = before + clock.seconds
-    mnist_judge.ship(name, "ANP-VS", net, data, args, total)
-    if not args.twins:
-        return
-    epochs = max(1, round(total / (clock.seconds / clock.epochs)))
+    total = [a + b for a, b in zip(before, clock.done, strict=True)]
+    mnist_judge.ship(name, "ANP-VS", net, data, args, total, epoch=clock.done[1] / clock.epochs)
+
+
+def scratch_twin(gain, data, args):
+    """The same shrunk architecture from random weights: same objective, same processor seconds."""
+    folder = args.out / f"mnist_anp_vs_{int(gain)}x"
+    told = tr.report.load(folder).to_dict()["models"]["ANP-VS"]["settings"]
+    epochs = max(1, round(told["seconds"][1] / told["epoch_seconds"]))
     name = f"mnist_scratch_{int(gain)}x"
     keras.utils.set_random_seed(args.seed + 1)
-    twin = keras.models.clone_model(net)
+    twin = keras.models.clone_model(keras.saving.load_model(folder / "model.keras"))
     clock = mnist.robust_fit(
         twin, data, epochs, args.work / name, args, 2e-3, ramp=True, suppress=args.suppress
     )
-    mnist_judge.ship(name, "scratch", twin, data, args, clock.seconds)
+    mnist_judge.ship(
+        name, "scratch", twin, data, args, clock.done, epoch=clock.done[1] / clock.epochs
+    )
 
 
 if __name__ == "__main__":

@@ -65,8 +65,13 @@ def exported_files(net, data, folder):
     return files, replays
 
 
-def ship(name, title, net, data, args, seconds):
-    """Judges `net`, writes its files and its card, prints the table."""
+def ship(name, title, net, data, args, seconds, epoch):
+    """Judges `net`, writes its files and its card, prints the table.
+
+    Args:
+        seconds: [wall, processor] seconds of all training that led to this net.
+        epoch: Processor seconds of one epoch of its last stage.
+    """
     folder = args.out / name
     scores = scores_of(net, data, args, args.work / name)
     files, replays = exported_files(net, data, folder)
@@ -76,10 +81,10 @@ def ship(name, title, net, data, args, seconds):
         footprint=tr.footprint.measure(net),
         files=files,
         latency=latencies(files[1:], args),
-        seconds=seconds,
+        seconds=seconds[0],
         vulnerability=vulnerability_of(net, data),
         transfer=replays,
-        settings=settings(args),
+        settings={**settings(args), "seconds": seconds, "epoch_seconds": epoch},
     )
     card = tr.report.card(
         name,
