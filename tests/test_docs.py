@@ -1,0 +1,37 @@
+"""What README and the guides show, runs."""
+
+import pathlib
+import re
+
+import pytest
+
+import tfrobust as tr
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    code = re.sub(r"(epochs|steps)=\d+", r"\1=2", "\n".join(blocks))  # as shown, less patience
+    exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+    if page.name == "README.md":
+        assert (tmp_path / "small.tflite").stat().st_size > 0
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=str)
+def test_links_and_rooms_exist(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), link
+    code = re.sub(r"```python\n.*?```", "", text, flags=re.DOTALL)
+    for room, name in re.findall(r"\btr\.([a-z]+)\.(\w+)", code):
+        assert hasattr(getattr(tr, room), name), f"tr.{room}.{name}"
+
+
+def test_readme_shows_the_two_commands_first():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.index("make demo") < readme.index("make test") < readme.index("```python")
