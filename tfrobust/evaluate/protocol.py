@@ -1,5 +1,6 @@
 """The evaluation itself: chunks of images, attacks on what is still right, fresh verdicts."""
 
+import contextlib
 import time
 
 import keras
@@ -64,7 +65,23 @@ def robustness(
     (20, 39)
     """
     run = _Run(model, attacks, eps_grid, batch_size, max_examples, cascade, curve_attack)
-    return run(data, state, progress)
+    with _expecting_buckets():
+        return run(data, state, progress)
+
+
+@contextlib.contextmanager
+def _expecting_buckets():
+    """Keeps TensorFlow's advice about retracing away: the few fixed batch sizes are meant."""
+
+    def wanted(record):
+        return "triggered tf.function retracing" not in record.getMessage()
+
+    logger = tf.get_logger()
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 class _Run:

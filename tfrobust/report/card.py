@@ -220,15 +220,16 @@ def strongest(part):
 
 
 def _summary(values):
-    """One sentence on the smallest model that was attacked."""
+    """One sentence on the smallest model that was attacked; of equals, the most robust."""
 
-    def flops(part):
-        return part["footprint"]["flops"] if part["footprint"] else float("inf")
+    def order(part):
+        flops = part["footprint"]["flops"] if part["footprint"] else float("inf")
+        return flops, -strongest(part)[1]["accuracy"]
 
     attacked = {k: p for k, p in values["models"].items() if strongest(p)[0] and p["clean"]}
     if not attacked:
         return None
-    key = min(attacked, key=lambda k: flops(attacked[k]))
+    key = min(attacked, key=lambda k: order(attacked[k]))
     part, (family, rate) = attacked[key], strongest(attacked[key])
     text = (
         f"{key} names the right class on {100 * part['clean']['accuracy']:.1f} % of clean images "

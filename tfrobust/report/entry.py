@@ -134,7 +134,7 @@ def _histogram(values):
 
 
 def finite(value):
-    """`value` with infinities and NaN turned into None, all the way down: strict JSON."""
+    """`value` as strict JSON, all the way down: infinities and NaN are None, paths text."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -143,4 +143,4 @@ def finite(value):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

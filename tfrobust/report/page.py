@@ -5,7 +5,7 @@ import pathlib
 
 from tfrobust.evaluate import FAMILIES
 from tfrobust.report import plots
-from tfrobust.report.terminal import grouped, kind, number, size
+from tfrobust.report.terminal import grouped, kind, latency, number, size
 
 TEMPLATES = pathlib.Path(__file__).resolve().parent.parent / "templates"
 
@@ -22,7 +22,14 @@ def _environment():
         lstrip_blocks=True,
     )
     found.filters.update(
-        {"number": number, "size": size, "kind": kind, "duration": duration, "share": share}
+        {
+            "number": number,
+            "size": size,
+            "kind": kind,
+            "duration": duration,
+            "share": share,
+            "latency": latency,
+        }
     )
     return found
 

@@ -88,11 +88,10 @@ def curves(values):
             axes.axhline(chance, color=QUIET, linewidth=1, linestyle=":")
             axes.annotate(
                 "chance",
-                (1, chance),
-                (-2, 3),
+                (0, chance),
+                (4, 3),
                 axes.get_yaxis_transform(),
                 "offset points",
-                ha="right",
                 color=QUIET,
                 size=9,
             )
@@ -154,8 +153,9 @@ def vulnerabilities(values):
                 color=INK,
                 size=9,
             )
-            decades = range(math.ceil(first / 6), last // 6 + 1)
-            decades = list(decades)[:: max(1, len(list(decades)) // 4)]
+            near = first - gap + (last - first) / 7  # a label here would touch that of 0
+            decades = [d for d in range(last // 6, -99, -1) if 6 * d > near]
+            decades = decades[:: math.ceil(len(decades) / 4) or 1]
             axes.set_xticks(
                 [first - gap, *(6 * d for d in decades)], ["0", *(f"$10^{{{d}}}$" for d in decades)]
             )

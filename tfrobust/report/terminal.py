@@ -26,6 +26,17 @@ def size(count):
     return f"{number(count)}B" if count >= 1000 else f"{count} B"
 
 
+def latency(milliseconds):
+    """A short time in three digits.
+
+    >>> latency(0.00448), latency(1.2345)
+    ('4.48 µs', '1.23 ms')
+    """
+    if milliseconds < 0.1:
+        return f"{1000 * milliseconds:.3g} µs"
+    return f"{milliseconds:.3g} ms"
+
+
 def kind(file):
     """What a file is called in a table: "tflite int8", "keras".
 
@@ -38,12 +49,21 @@ def kind(file):
 
 
 def grouped(models):
-    """Doubts as (names of the models, flag), the same words for several models only once."""
+    """Doubts by code, so that the same advice for several models is given once.
+
+    Returns:
+        List of (flag, [(names of models, sentence), ...]), doubts before notes.
+    """
     found = {}
     for name, part in models.items():
         for flag in part["flags"]:
-            found.setdefault(tuple(flag.values()), (flag, []))[1].append(name)
-    return [(", ".join(names), flag) for flag, names in found.values()]
+            _, cases = found.setdefault((flag["code"], flag["advice"]), (flag, {}))
+            cases.setdefault(flag["sentence"], []).append(name)
+    groups = [
+        (flag, [(", ".join(names), sentence) for sentence, names in cases.items()])
+        for flag, cases in found.values()
+    ]
+    return sorted(groups, key=lambda group: group[0]["severity"] != "doubt")
 
 
 def _short(name):
@@ -122,13 +142,14 @@ class Table:
                 flops[-1] += f"\n{gain:.2f} x less"
             disk = [f"{_short(kind(file))} {size(file['bytes'])}" for file in part["files"]]
             sizes.append("\n".join(disk) or "-")
-            each = [f"{_short(name)} {ms:.3g}" for name, ms in part["latency_ms"].items()]
+            each = [f"{_short(name)} {latency(ms)}" for name, ms in part["latency_ms"].items()]
             times.append("\n".join(each) or "-")
-        titles = ("model", "units", "parameters", "FLOPs", "on disk", "ms an image")
+        titles = ("model", "units", "parameters", "FLOPs", "on disk", "latency")
         return list(zip(titles, (list(parts), units, weights, flops, sizes, times), strict=True))
 
     def _notes(self):
         if self._usual():
             yield f"Percent right of n = {self._usual():,} images, 95 % intervals below."
-        for names, flag in grouped(self.values["models"]):
-            yield f"{flag['severity']}, {names}: {flag['sentence']} {flag['advice']}"
+        for flag, cases in grouped(self.values["models"]):
+            seen = " ".join(f"{names}: {sentence}" for names, sentence in cases)
+            yield f"{flag['severity']} ({flag['code']}) {seen} {flag['advice']}"
