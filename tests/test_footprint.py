@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfrobust import footprint
+from tfrobust import footprint, shrink
 from tfrobust.layers import BetaBernoulliMask, Mask
 from tfrobust.models import lenet5_caffe
 
@@ -276,3 +276,27 @@ def test_macs_of_published_networks():
         measured = footprint.measure(model)
         assert measured.macs == pytest.approx(macs, rel=0.01)
         assert measured.parameters == model.count_params()
+
+
+def after_activation():
+    """Conv blocks with batch normalization, a residual sum and masks in the exact slot."""
+    x = keras.Input((8, 8, 3))
+    h = L.Conv2D(6, 3, padding="same", name="c1")(x)
+    h = FixedMask([1, 0, 1, 1, 0, 1], name="m1")(L.ReLU()(L.BatchNormalization()(h)))
+    side = FixedMask([1, 1, 0, 0], name="m2")(L.ReLU()(L.Conv2D(4, 3, padding="same")(h)))
+    skip = FixedMask([1, 1, 0, 0], name="m3")(L.ReLU()(L.Conv2D(4, 1)(h)))
+    h = L.MaxPooling2D()(L.Add()([side, skip]))
+    h = FixedMask([1, 0, 1, 1, 1] * 2, name="m4")(L.ReLU()(L.Dense(10)(L.Flatten()(h))))
+    return keras.Model(x, L.Dense(3)(h))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [lambda: masked_lenet((7, 21, 50, 46)), after_activation],
+    ids=["lenet", "residual"],
+)
+def test_live_units_of_a_masked_model_are_those_of_its_shrunk_twin(model):
+    model = model()
+    masked, small = footprint.measure(model), footprint.measure(shrink.compact(model))
+    for total in ("units", "parameters", "macs"):
+        assert getattr(masked, total) == getattr(small, total), total
