@@ -17,10 +17,10 @@ normalization. `bytes` is what the parameters weigh in float32.
 
 A **unit** is an output channel of a hidden convolution or dense layer, or one input of a dense
 layer that reads a Flatten (LeNet-5-Caffe: 20 + 50 + 800 + 500). In a masked model only live
-channels count: those that no mask between their producer and their reader closes. Masks themselves
-cost nothing, they fold away. What ships is `measure(tr.shrink.compact(model))`, which may keep more:
-one constant channel where a mask stands before a batch normalization, and on every branch of a
-residual sum the channels that any of them needs.
+channels count: those that no mask between their producer and their reader closes. Masks cost
+nothing, they fold away. What ships is `measure(tr.shrink.compact(model))`, which may keep more: one
+constant channel where a mask stands before a batch normalization, and on every branch of a residual
+sum the channels that any of them needs.
 
 >>> import keras
 >>> x = keras.Input((28, 28, 1))

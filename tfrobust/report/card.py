@@ -170,7 +170,7 @@ def _data(data):
         raise TypeError(
             f"`data` must be a name or a dictionary with 'name' and 'note'. Received: {data!r}"
         )
-    return {"note": None, **data}
+    return {"name": data["name"], "note": None, **data}
 
 
 def _command():
