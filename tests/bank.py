@@ -1,4 +1,4 @@
-"""The table of everything: threats, attacks, masks and tiny models that conformance tests walk through."""
+"""The table of everything that conformance tests walk through, with tiny models and data."""
 
 import keras
 import numpy as np

@@ -33,7 +33,9 @@ def test_kl_closed_form(a, b, kl):
     assert float(with_ab(a, b).kl()) == pytest.approx(kl, abs=2e-5)
 
 
-@pytest.mark.parametrize(("a", "b", "mean"), [(0.5, 2, 1 / 6), (2, 0.5, np.pi / 4), (3, 1, 0.75), (1, 4, 0.2)])
+@pytest.mark.parametrize(
+    ("a", "b", "mean"), [(0.5, 2, 1 / 6), (2, 0.5, np.pi / 4), (3, 1, 0.75), (1, 4, 0.2)]
+)
 def test_expected_gate_closed_form(a, b, mean):
     assert float(with_ab(a, b).expected()[0]) == pytest.approx(mean, abs=1e-6)
 
@@ -105,7 +107,8 @@ def test_no_nan_at_the_ends_of_the_parameters():
             mask = built(1, initial_a=float(a_), initial_b=float(b_))
             for u in (0.0, 1e-7, 0.5, 1 - 1e-7, 1.0):
                 with tf.GradientTape() as tape:
-                    value = tf.reduce_sum(mask.gate(tf.constant([u]), tf.constant([[u]]))) + mask.kl()
+                    gate = mask.gate(tf.constant([u]), tf.constant([[u]]))
+                    value = tf.reduce_sum(gate) + mask.kl()
                 got = tape.gradient(value, [mask.a_.value, mask.b_.value])
                 assert np.isfinite(value) and all(np.isfinite(g).all() for g in got), (a_, b_, u)
             assert np.isfinite(mask.expected()).all()

@@ -1,4 +1,4 @@
-"""What every room may take for granted about images, labels and models, and the checks that refuse the rest.
+"""What every room takes for granted about images, labels and models, and refuses otherwise.
 
 Pixels are float32 in [0, 1] with shape `(batch, height, width, channels)` (or any rank from 2 up),
 labels are integers `(batch,)`, a classifier is a functional Keras model that returns logits
@@ -64,7 +64,8 @@ def labels(y, classes=None, name="y", count=None):
             raise TypeError(f"`{name}` must be integer labels. Received: dtype={y.dtype}")
     if count is not None and len(y) != count:
         raise ValueError(
-            f"`{name}` must have one label for each of the {count} images. Received: {len(y)} labels"
+            f"`{name}` must have one label for each of the {count} images. "
+            f"Received: {len(y)} labels"
         )
     if len(y) and classes is not None and not (y.min() >= 0 and y.max() < classes):
         raise ValueError(

@@ -62,7 +62,7 @@ def dlr(logits, y, target=None):
 
 
 def dlr_targeted(logits, y, target):
-    """Targeted DLR (Croce and Hein, 2020, eq. 7) towards class `target`; needs 4 classes or more."""
+    """Targeted DLR (Croce and Hein, 2020, eq. 7) towards class `target`; 4 classes or more."""
     logits, _, true = _parts(logits, y)
     top = tf.math.top_k(logits, 4).values
     wanted = tf.gather(logits, target, batch_dims=1)
@@ -86,7 +86,7 @@ MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
 
 
 def get(loss):
-    """The loss named `loss`, or `loss` itself if it is a callable (logits, y, target) -> (batch,)."""
+    """The loss named `loss`, or `loss` itself if callable: (logits, y, target) -> (batch,)."""
     if callable(loss):
         return loss
     if loss not in NAMES:

@@ -1,4 +1,4 @@
-"""Penalties on a pair of passes, clean and adversarial: V, the vulnerability of the hidden features.
+"""Penalties on a clean and an adversarial pass: V, the vulnerability of hidden features.
 
 A regularizer is any callable `(clean, adversarial) -> (batch,)` of two `Pass` objects; games take
 a list of them and weigh each example as the loss does.
@@ -21,7 +21,7 @@ class Pass:
 
 
 def feature_layers(model):
-    """Names of the layers whose outputs are the hidden features: every activation but the last layer.
+    """Names of the layers whose outputs are hidden features: every activation but the last.
 
     >>> from tfrobust import models
     >>> feature_layers(models.lenet5_caffe())
@@ -51,7 +51,8 @@ def with_features(model, names):
     for name in names:
         if name not in known:
             raise ValueError(
-                f"`features` must name layers of '{model.name}': {sorted(known)}. Received: {name!r}"
+                f"`features` must name layers of '{model.name}': {sorted(known)}. "
+                f"Received: {name!r}"
             )
     outputs = [model.get_layer(name).output for name in names]
     return keras.Model(model.inputs[0], [model.outputs[0], *outputs])

@@ -1,4 +1,4 @@
-"""The threat: which norm, how far, and the pixel box [0, 1]. One object serves attack, training and certificate.
+"""The threat: norm, radius and the pixel box [0, 1], one object for attack, training, certificate.
 
 >>> threat = Linf(8 / 255)
 >>> threat
@@ -90,7 +90,8 @@ class Linf(Threat):
     Example:
 
     >>> import tensorflow as tf
-    >>> Linf(0.1).project(tf.constant([[0.9, 0.0]]), tf.constant([[0.5, 0.05]])).numpy().round(2).tolist()
+    >>> far, x = tf.constant([[0.9, 0.0]]), tf.constant([[0.5, 0.05]])
+    >>> Linf(0.1).project(far, x).numpy().round(2).tolist()
     [[0.6000000238418579, 0.0]]
     """
 

@@ -128,7 +128,7 @@ class Attack:
     # --- what an author of an attack writes -----------------------------------------------
 
     def numbers(self):
-        """Numeric parameters as a dict of Python numbers or arrays; they reach `perturb` as tensors."""
+        """Numeric parameters, Python numbers or arrays by name; `perturb` gets them as tensors."""
         return {}
 
     def perturb(self, call):

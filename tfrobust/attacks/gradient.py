@@ -52,7 +52,7 @@ class PGD(Attack):
     >>> net.set_weights([np.eye(2)])
     >>> attack = PGD(threats.Linf(0.25), steps=3, random_start=False)
     >>> attack(net, np.array([[0.6, 0.4]]), np.array([0])).round(2).tolist()
-    [[0.3499999940395355, 0.6499999761581421]]
+    [[0.38999998569488525, 0.6100000143051147]]
     """
 
     def __init__(

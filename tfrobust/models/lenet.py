@@ -14,7 +14,8 @@ def _mask(x, mask, name):
 
 def _activated(x, mask, name, activation="relu"):
     """[mask] -> activation: the paper's slot, before the nonlinearity."""
-    return layers.Activation(activation, name=f"{activation}_{name}")(_mask(x, mask, f"mask_{name}"))
+    x = _mask(x, mask, f"mask_{name}")
+    return layers.Activation(activation, name=f"{activation}_{name}")(x)
 
 
 def lenet5_caffe(
