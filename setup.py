@@ -37,7 +37,7 @@ setup(
         "jinja2>=3.1.6",
     ],
     extras_require={
-        "test": ["pytest>=9.0", "hypothesis>=6.170", "ruff>=0.17"],
+        "test": ["pytest>=9.0", "hypothesis>=6.170", "ruff>=0.17", "tensorboard>=2.21"],
         "peers": ["foolbox>=3.3.4", "adversarial-robustness-toolbox>=1.20"],
         "litert": ["ai-edge-litert>=2.3"],
     },

@@ -423,7 +423,7 @@ def main(folder, out):
     batches, validation = digits()
     early = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
     slower = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=0, min_delta=10.0)
-    resume = tr.training.Resume(folder, save_freq=4)
+    resume = tr.training.Resume(folder, save_freq=2)
     game.fit(
         batches,
         epochs=EPOCHS,

@@ -1,4 +1,4 @@
-"""Beta-Bernoulli dropout masks (Lee et al., 2018) as used by ANP-VS (Madaan et al., 2020, section 3).
+"""Beta-Bernoulli dropout masks (Lee et al., 2018), as in ANP-VS (Madaan et al., 2020, section 3).
 
 Prior pi ~ Beta(alpha, 1), m | pi ~ Bernoulli(pi), pi is a *keep* probability; posterior
 q(pi) = Kumaraswamy(a, b). Only KL(q(pi) || p(pi)) remains of the bound.
@@ -95,10 +95,13 @@ class BetaBernoulliMask(Mask):
     def build(self, input_shape):
         channels = input_shape[-1]
         if channels is None:
-            raise ValueError(f"Mask '{self.name}' needs a known number of channels on the last axis.")
+            raise ValueError(
+                f"Mask '{self.name}' must know its channels. Received: input_shape={input_shape}"
+            )
         distributions()
-        # The closed forms need float32 whatever the compute dtype of the net.
-        shape = {"shape": (channels,), "dtype": "float32"}
+        # The closed forms need float32 whatever the compute dtype of the net: without
+        # autocast=False Keras hands `call` parameters rounded to it.
+        shape = {"shape": (channels,), "dtype": "float32", "autocast": False}
         constant = keras.initializers.Constant
         self.a_ = self.add_weight(name="a", initializer=constant(self.initial_a), **shape)
         self.b_ = self.add_weight(name="b", initializer=constant(self.initial_b), **shape)
@@ -116,7 +119,7 @@ class BetaBernoulliMask(Mask):
         return distributions().Kumaraswamy(a, b)
 
     def log_pi(self, u):
-        """log pi at the uniform numbers `u`, `(channels,)`; stable where u^{1/b} rounds to 0 or 1."""
+        """log pi at uniform numbers `u`, `(channels,)`; stable where u^{1/b} rounds to 0 or 1."""
         a, b = self.parameters()
         t = tf.math.log(tf.clip_by_value(u, 1e-6, 1.0 - 1e-6)) / b
         log_pi = tf.math.log(tf.maximum(-tf.math.expm1(t), 1e-30)) / a

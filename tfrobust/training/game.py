@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from tfrobust import contract, losses, noise, regularizers
 from tfrobust.attacks.attack import Attack
+from tfrobust.data import Batches
 from tfrobust.layers.mask import masks
 from tfrobust.training.resume import arranged
 
@@ -57,6 +58,12 @@ def check_number(name, number):
     if not isinstance(number, Schedule) and not number >= 0:
         raise ValueError(f"`{name}` must be >= 0 or a Keras schedule. Received: {name}={number}")
     return number
+
+
+def _scaled(optimizer):
+    """The optimizer with a loss scale of its own, against gradients that vanish in float16."""
+    scaler = keras.optimizers.LossScaleOptimizer
+    return optimizer if isinstance(optimizer, scaler) else scaler(optimizer)
 
 
 class Game(keras.Model):
@@ -259,6 +266,8 @@ class Game(keras.Model):
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def _check_arrays(self, x, y):
+        if isinstance(x, Batches):
+            x, y = x.x, x.y
         if not isinstance(x, np.ndarray | tf.Tensor):
             return
         contract.images(x)
@@ -298,17 +307,13 @@ class Game(keras.Model):
                 "`loss` must take logits, for example "
                 f"keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: {loss!r}"
             )
-        first, *others = optimizer
-        super().compile(optimizer=optimizer[first], loss=loss, metrics=metrics, **kwargs)
-        self.optimizers = {first: self.optimizer}
-        for group in others:
-            scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-            plain = not isinstance(optimizer[group], keras.optimizers.LossScaleOptimizer)
-            self.optimizers[group] = (
-                keras.optimizers.LossScaleOptimizer(optimizer[group])
-                if scaled and plain
-                else optimizer[group]
-            )
+        if kwargs.get("auto_scale_loss", True) and self._half_precision():
+            optimizers = {g: _scaled(o) for g, o in optimizer.items()}
+        else:
+            optimizers = dict(optimizer)
+        first = optimizers[self.groups[0]]
+        super().compile(optimizer=first, loss=loss, metrics=metrics, **kwargs)
+        self.optimizers = {**optimizers, self.groups[0]: self.optimizer}
         # Keras skips an optimizer that is built lazily when it restores weights.
         for group, variables in self.group_variables().items():
             if not self.optimizers[group].built:
@@ -316,6 +321,11 @@ class Game(keras.Model):
         self._compiled_with = {
             "optimizer": optimizer, "loss": loss, "metrics": metrics, **kwargs
         }  # fmt: skip
+
+    def _half_precision(self):
+        """Whether gradients pass through float16, whatever the global policy is by now."""
+        layers = self.classifier._flatten_layers(include_self=False)
+        return any(layer.compute_dtype == "float16" for layer in layers)
 
     def _default_loss(self):
         if self.classifier.output_shape[-1] == 1:

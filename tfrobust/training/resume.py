@@ -335,23 +335,28 @@ def arranged(x, callbacks, shuffle):
     """(callbacks, shuffle) with which a game calls Keras's `fit` on the data `x`.
 
     `tr.data.Batches` are told the epoch and keep their own order. `Resume` comes last, so that
-    it sees the other callbacks after they acted, and knows them and the data.
+    it sees the other callbacks after they acted, and knows them and the data. Callbacks that
+    monitor robust accuracy with mode "auto" maximise it.
     """
     batches = x if isinstance(x, Batches) else None
-    if batches is not None:
-        shuffle = False
+    arrays = isinstance(x, (np.ndarray, tf.Tensor))
+    if batches is not None or isinstance(x, tf.data.Dataset):
+        shuffle = False  # Keras warns of its own default
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks, shuffle
     callbacks = keras.tree.flatten(callbacks) if callbacks else []
     resumes = [c for c in callbacks if isinstance(c, Resume)]
     others = [c for c in callbacks if not isinstance(c, Resume)]
+    for callback in others:  # Keras guesses the direction of compiled metrics only
+        if getattr(callback, "mode", "") == "auto" and "robust_accuracy" in callback.monitor:
+            callback.mode = "max"
     if batches is not None:
         follow = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: setattr(batches, "epoch", epoch)
         )
         others = [follow, *others]
     for resume in resumes:
-        if shuffle and isinstance(x, (np.ndarray, tf.Tensor)):
+        if shuffle and arrays:
             raise ValueError(
                 "`x` must be tr.data.Batches for Resume: Keras shuffles arrays in an order that "
                 f"no file can keep. Received: {type(x).__name__} with shuffle=True"
