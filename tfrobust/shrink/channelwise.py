@@ -101,8 +101,8 @@ class PReLU(PerChannel):
         return Channels(np.where(moves, np.nan, values), state.uniform)
 
     def cut(self, args, kwargs, kept, need):
-        alpha = self.layer.get_weights()[0][..., need]
-        return self.build(args, kwargs, [alpha]), need
+        alpha = self.layer.get_weights()[0][..., kept[0]]
+        return self.build(args, kwargs, [alpha]), kept[0]
 
 
 class Affine(Rule):
@@ -150,14 +150,14 @@ class Scale(Affine):
 
     def cut(self, args, kwargs, kept, need):
         (x,) = [a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor)]
-        scale, offset = self.scale[need], self.offset[need]
+        scale, offset = self.scale[kept[0]], self.offset[kept[0]]
         if self.identity:
-            return x, need
+            return x, kept[0]
         offset = offset.tolist() if offset.any() else 0.0
         layer = layers.Rescaling(
             scale.tolist(), offset=offset, name=self.node.name, dtype=self.layer.dtype_policy
         )
-        return layer(x), need
+        return layer(x), kept[0]
 
 
 class Gate(Scale):
@@ -215,11 +215,12 @@ class BatchNorm(Affine):
         return fold
 
     def cut(self, args, kwargs, kept, need):
-        gamma, beta = self.gamma[need], self.beta[need]
+        left = kept[0]
+        gamma, beta = self.gamma[left], self.beta[left]
         scale = self.layer.scale or bool((gamma != 1).any())
         center = self.layer.center or bool(beta.any())
-        weights = [gamma] * scale + [beta] * center + [self.mean[need], self.variance[need]]
-        return self.build(args, kwargs, weights, scale=scale, center=center), need
+        weights = [gamma] * scale + [beta] * center + [self.mean[left], self.variance[left]]
+        return self.build(args, kwargs, weights, scale=scale, center=center), left
 
 
 def homogeneous(layer):

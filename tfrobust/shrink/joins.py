@@ -18,6 +18,8 @@ class Join(Rule):
     channels leaves a sum as a whole (a residual branch with all its gates shut).
     """
 
+    exact = True
+
     def __init__(self, layer, node, function):
         super().__init__(layer, node)
         self.function = function
@@ -138,6 +140,7 @@ class Concatenate(Rule):
         rank = len(node.outputs[0].shape)
         self.on_channels = layer.axis in (-1, rank - 1)
         self.splits = np.cumsum(self.sizes)[:-1]
+        self.exact = not self.on_channels
 
     def through(self, index, gate):
         if not self.on_channels:
@@ -167,7 +170,12 @@ class Concatenate(Rule):
 
     def cut(self, args, kwargs, kept, need):
         new = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
-        return (new[0] if len(new) == 1 else graph.copy(self.node, new)), need
+        result = new[0] if len(new) == 1 else graph.copy(self.node, new)
+        if not self.on_channels:
+            return result, need
+        starts = [0, *self.splits]
+        parts = [k + start for k, start in zip(kept, starts, strict=True) if k is not None]
+        return result, np.concatenate(parts)
 
 
 class Rearrange(Rule):

@@ -1,5 +1,7 @@
 """Rules for layers that mix channels with a kernel: Dense, convolutions, depthwise convolutions."""
 
+import math
+
 import numpy as np
 from keras import layers
 
@@ -91,6 +93,10 @@ class Matrix(Kernel):
         if not rows.any():
             rows[0] = True  # a kernel needs one row, all zeros if nothing is left to read
         return [rows]
+
+    def work(self, need):
+        strides = math.prod(np.atleast_1d(getattr(self.layer, "strides", 1)).tolist())
+        return math.prod(self.kernel.shape[:-2]) * len(need) / strides
 
     def _representative(self):
         """The constant channel that stands for all of them: the largest divides most safely."""

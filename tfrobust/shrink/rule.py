@@ -58,10 +58,15 @@ class Rule:
 
     The defaults describe a layer of one input and one result with the same channels.
 
+    Attributes:
+        exact: True if `cut` must be handed the demanded channels only.
+
     Args:
         layer: The layer (or `keras.ops` operation).
         node: Its `graph.Node`.
     """
+
+    exact = False
 
     def __init__(self, layer, node):
         self.layer, self.node = layer, node
@@ -114,14 +119,23 @@ class Rule:
         Args:
             args, kwargs: Arguments of the call, with the new tensors; an input that is not
                 needed is None.
-            kept: For each input the original indices of its channels, exactly those demanded.
+            kept: For each input the original indices of the channels it still has, ascending:
+                those demanded, and more where taking them out would cost more than it saves
+                (never more if `exact`).
             need: Original indices of the channels wanted from the result.
 
         Returns:
             `(tensor, indices)`: the result and the original indices of its channels, a superset
             of `need` in ascending order.
         """
-        return graph.copy(self.node, *args, **kwargs), need
+        return graph.copy(self.node, *args, **kwargs), kept[0]
+
+    def work(self, need):
+        """Multiplications that one input channel costs at each position of the input, roughly.
+
+        None: as many as in the layers behind this one, which passes channels on.
+        """
+        return None
 
     def build(self, args, kwargs, weights, **changes):
         """Calls a fresh layer with `changes` to its config and these weights."""
