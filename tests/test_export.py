@@ -135,13 +135,17 @@ def test_narrow_calibration_is_legal_but_unwise(net, images, tmp_path):
         export.tflite(net, tmp_path / "net.tflite", "int8", images * 0.5)
 
 
-def test_a_file_that_answers_differently_is_not_written(net, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", [1.0, 1e-8])
+def test_a_file_that_answers_differently_is_not_written(scale, tmp_path, monkeypatch):
     target = tmp_path / "net.tflite"
     target.write_bytes(b"the previous file")
-    other = convert._convert(small_net(), (12, 12, 1), None, None)
+    nets = [small_net(), small_net()]
+    for net in nets:  # logits of 1e-8 must not slip through an absolute tolerance
+        net.layers[-1].set_weights([scale * w for w in net.layers[-1].get_weights()])
+    other = convert._convert(nets[1], (12, 12, 1), None, None)
     monkeypatch.setattr(convert, "_convert", lambda *_: other)
     with pytest.raises(ValueError, match="must answer like its Keras source"):
-        export.tflite(net, target)
+        export.tflite(nets[0], target)
     assert target.read_bytes() == b"the previous file" and len(list(tmp_path.iterdir())) == 1
 
 
