@@ -1,0 +1,64 @@
+"""Every committed model loads, and the cheap figures of its card are derived again."""
+
+import json
+import os
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+import tfrobust as tr
+
+ROOT = pathlib.Path(__file__).parents[1] / "saved_models"
+FOLDERS = sorted(p.parent for p in ROOT.glob("*/card.json") if p.parent.name != "quickstart")
+every_model = pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+
+
+def shipped(folder):
+    """(card, the entry of the model that lies in the folder)."""
+    values = json.loads((folder / "card.json").read_text())
+    return values, next(e for e in values["models"].values() if e["files"])
+
+
+def test_there_are_models():
+    assert FOLDERS
+
+
+@every_model
+def test_sizes_of_the_card(folder):
+    _, entry = shipped(folder)
+    net = keras.saving.load_model(folder / "model.keras", safe_mode=True)
+    again = tr.footprint.measure(net)
+    for name in ("flops", "parameters", "units", "macs"):
+        assert entry["footprint"][name] == getattr(again, name)
+    for file in entry["files"]:
+        assert (folder / file["path"]).stat().st_size == file["bytes"] < 2 * 2**20
+
+
+@every_model
+def test_exported_files_answer_like_the_model(folder):
+    _, entry = shipped(folder)
+    net = keras.saving.load_model(folder / "model.keras")
+    x = np.random.default_rng(0).uniform(0, 1, (64, *net.input_shape[1:])).astype("float32")
+    want = tr.attacks.forward(net, x)
+    got = tr.export.predict(folder / "model.tflite", x)
+    np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
+    contract = next(f for f in entry["files"] if f.get("quantize") == "int8")["input"]
+    assert contract["dtype"] == "int8" and contract["scale"] > 0
+
+
+@every_model
+def test_page_follows_from_the_json(folder):
+    assert tr.report.load(folder).html() == (folder / "card.html").read_text()
+
+
+@every_model
+@pytest.mark.skipif("TFROBUST_DATA_DIR" not in os.environ, reason="needs mnist.npz")
+def test_clean_accuracy_of_the_card(folder):
+    card, entry = shipped(folder)
+    data = tr.data.load(card["data"]["name"].lower())
+    net = keras.saving.load_model(folder / "model.keras")
+    right = ~tr.attacks.verdicts(net, data.x_test, data.y_test)
+    assert entry["clean"]["n"] == len(right)
+    assert abs(entry["clean"]["count"] - int(right.sum())) <= 1  # one image may lie on a boundary
