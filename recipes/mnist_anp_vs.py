@@ -113,12 +113,12 @@ def main():
         "start": {"help": "folder of a robust LeNet-5-Caffe (as recipes.mnist_at ships it)"},
         "start_epochs": {"type": int, "default": 10, "help": "epochs of plain AT without --start"},
         "gains": {"type": float, "nargs": "+", "default": [2.2, 6.4], "help": "FLOP gains"},
-        "beta": {"type": float, "default": 40.0, "help": "weight of the KL of the masks"},
+        "beta": {"type": float, "default": 100.0, "help": "weight of the KL of the masks"},
         "cost_power": {"type": float, "default": 0.5, "help": "0: the paper's equal KL weights"},
         "suppress": {"type": float, "default": 1.0, "help": "lambda of vulnerability suppression"},
         "mask_epochs": {"type": int, "default": 12, "help": "at most so many epochs of masks"},
         "mask_rate": {"type": float, "default": 1e-2, "help": "learning rate of the masks"},
-        "peak": {"type": float, "default": 1e-3, "help": "learning rate of the fine-tuning"},
+        "peak": {"type": float, "default": 2e-3, "help": "learning rate of the fine-tuning"},
         "twins": {"action": "store_true", "help": "train the scratch twin of each point too"},
     }
     args = mnist.arguments(__doc__, epochs=15, **more)
@@ -129,10 +129,10 @@ def main():
     else:
         start, before = mnist.plain_at(data, args, 1 if args.smoke else args.start_epochs)
     points = learn_masks(start, data, args)
-    for gain, (net, seconds) in points.items():
+    for gain, (net, seconds) in reversed(points.items()):  # the smallest net, the quickest, first
         point(gain, net, [a + b for a, b in zip(before, seconds, strict=True)], data, args)
     if args.twins:
-        for gain in points:
+        for gain in reversed(points):
             scratch_twin(gain, data, args)
 
 

@@ -1,6 +1,6 @@
 """Judging and shipping one MNIST net: all attacks, files, latency, card.
 
-`ship` writes saved_models/<name>/: model.keras, model.tflite, model_int8.tflite, card.json, card.html.
+`ship` writes into saved_models/<name>/ model.keras, model.tflite, model_int8.tflite and the card.
 """
 
 import tfrobust as tr
@@ -10,7 +10,7 @@ EPS_GRID = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
 
 
 def scores_of(net, data, args, folder):
-    """FGSM and PGD-40 x 5 on all test images, APGD-CE and APGD-T and the curve on the first 1,000."""
+    """FGSM and PGD-40 x 5 on all test images, the rest on the first 1,000."""
     every, first = mnist.judges(args)
     folder.mkdir(parents=True, exist_ok=True)
     if not args.resume:
@@ -40,7 +40,7 @@ def vulnerability_of(net, data):
 
 
 def exported_files(net, data, folder):
-    """The three files of a model and what replaying adversarial images on the two TFLite ones gives."""
+    """Writes three files; replays adversarial images on the two TFLite ones."""
     files = [
         tr.export.keras_file(net, folder / "model.keras"),
         tr.export.tflite(net, folder / "model.tflite"),

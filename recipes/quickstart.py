@@ -63,7 +63,10 @@ def main():
     card = tr.report.card(
         "quickstart",
         models=entries,
-        data={"name": "digits", "note": "scikit-learn's 8 x 8 digits, 1,437 training and 360 test images"},
+        data={
+            "name": "digits",
+            "note": "scikit-learn's 8 x 8 digits, 1,437 training and 360 test images",
+        },
         threat=THREAT,
         reference="standard",
         command="python -m recipes.quickstart",

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 from tfrobust import (
     attacks,
+    buckets,
     contract,
     data,
     evaluate,
@@ -35,6 +36,7 @@ from tfrobust import (
 
 __all__ = [
     "attacks",
+    "buckets",
     "contract",
     "data",
     "evaluate",

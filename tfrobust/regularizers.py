@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust import buckets
+
 
 @dataclasses.dataclass
 class Pass:
@@ -139,7 +141,8 @@ def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
     gaps, sizes = [0.0] * len(names), [0.0] * len(names)
     for start in range(0, len(x), batch_size):
         rows = slice(start, start + batch_size)
-        pairs = zip(step(tf.constant(x[rows])), step(tf.constant(x_adv[rows])), strict=True)
+        with buckets.expected():
+            pairs = zip(step(tf.constant(x[rows])), step(tf.constant(x_adv[rows])), strict=True)
         for i, (z, z_adv) in enumerate(pairs):
             z, z_adv = z.numpy().astype(np.float64), z_adv.numpy().astype(np.float64)
             gaps[i] = gaps[i] + np.abs(z - z_adv).sum(0)

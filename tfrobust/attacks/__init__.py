@@ -1,11 +1,11 @@
 """Attacks: threat x loss x step rule. Each call returns legal points for the threat.
 
-    attack = tr.attacks.PGD(tr.threats.Linf(0.3), steps=40, step_size=0.01, restarts=5)
-    x_adv = attack(model, x, y)
+attack = tr.attacks.PGD(tr.threats.Linf(0.3), steps=40, step_size=0.01, restarts=5)
+x_adv = attack(model, x, y)
 """
 
-from tfrobust.attacks.attack import BUCKETS, Attack, Call, forward, verdicts
+from tfrobust.attacks.attack import Attack, Call, forward, verdicts
 from tfrobust.attacks.autopgd import APGD
 from tfrobust.attacks.gradient import FGSM, PGD
 
-__all__ = ["APGD", "Attack", "BUCKETS", "Call", "FGSM", "PGD", "forward", "verdicts"]
+__all__ = ["APGD", "Attack", "Call", "FGSM", "PGD", "forward", "verdicts"]

@@ -17,15 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import contract, losses, noise
+from tfrobust import buckets, contract, losses, noise
 from tfrobust.threats import Threat
-
-BUCKETS = (16, 32, 64, 128, 256)
-
-
-def bucket(count):
-    """The smallest fixed batch size that holds `count` rows (at most 256)."""
-    return next((b for b in BUCKETS if b >= count), BUCKETS[-1])
 
 
 def logits_of(model, x):
@@ -261,36 +254,29 @@ class Attack:
                 )
 
     def _one_run(self, model, x, y, index, epsilon, run):
-        function, parts = self._function(model), []
+        function = self._function(model)
         numbers = {k: tf.convert_to_tensor(v) for k, v in self.numbers().items()}
         common = (
             tf.constant(self.seed & 0xFFFFFFFF, tf.uint32),
             tf.constant(epsilon, tf.float32),
             tf.constant(run, tf.int32),
         )
-        for start in range(0, len(x), BUCKETS[-1]):
-            rows = slice(start, start + BUCKETS[-1])
-            count = len(x[rows])
-            pad = bucket(count) - count
-            take = np.r_[np.arange(count), np.zeros(pad, int)] + start
-            out = function(
-                tf.constant(x[take]),
-                tf.constant(y[take]),
-                tf.constant(index[take].astype(np.uint32)),
-                *common,
-                tf.constant(np.arange(count + pad) < count),
-                numbers,
-            )
-            parts.append(out.numpy()[:count])
-        return np.concatenate(parts)
+        return buckets.apply(
+            lambda x, y, index, real: function(x, y, index, *common, real, numbers),
+            x,
+            y,
+            index.astype(np.uint32),
+        )
 
     def fooled(self, model, x_adv, y):
         """Fresh verdict on given points: bool `(batch,)`, margin strictly above 0."""
         return verdicts(model, x_adv, y)
 
     def get_config(self):
-        loss = self.loss if isinstance(self.loss, str) else keras.saving.serialize_keras_object(
+        loss = (
             self.loss
+            if isinstance(self.loss, str)
+            else keras.saving.serialize_keras_object(self.loss)
         )
         return {
             "threat": keras.saving.serialize_keras_object(self.threat),
@@ -322,13 +308,7 @@ def forward(model, x):
         _forward[model] = tf.function(
             lambda images: logits_of(reference(), images), reduce_retracing=True
         )
-    function, parts = _forward[model], []
-    for start in range(0, len(x), BUCKETS[-1]):
-        part = x[start : start + BUCKETS[-1]]
-        pad = bucket(len(part)) - len(part)
-        padded = np.concatenate([part, np.repeat(part[:1], pad, 0)]) if pad else part
-        parts.append(function(tf.constant(padded)).numpy()[: len(part)])
-    return np.concatenate(parts)
+    return buckets.apply(lambda images, real: _forward[model](images), np.asarray(x))
 
 
 def verdicts(model, x, y):

@@ -1,13 +1,12 @@
 """The evaluation itself: chunks of images, attacks on what is still right, fresh verdicts."""
 
-import contextlib
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import attacks, contract, losses
+from tfrobust import attacks, buckets, contract, losses
 from tfrobust.evaluate import doubts, stream
 from tfrobust.evaluate.progress import Progress
 from tfrobust.evaluate.scores import AttackScore, Curve, Flag, Rate, Scores, Transfer
@@ -65,23 +64,8 @@ def robustness(
     (20, 39)
     """
     run = _Run(model, attacks, eps_grid, batch_size, max_examples, cascade, curve_attack)
-    with _expecting_buckets():
+    with buckets.expected():
         return run(data, state, progress)
-
-
-@contextlib.contextmanager
-def _expecting_buckets():
-    """Keeps TensorFlow's advice about retracing away: the few fixed batch sizes are meant."""
-
-    def wanted(record):
-        return "triggered tf.function retracing" not in record.getMessage()
-
-    logger = tf.get_logger()
-    logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(wanted)
 
 
 class _Run:
