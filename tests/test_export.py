@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfrobust import export, files, models
+from tfrobust import export, files, models, shrink
 from tfrobust.export import convert, interpreter
-from tfrobust.layers import BetaBernoulliMask
+from tfrobust.layers import BetaBernoulliMask, insert_masks, masks
 
 
 def small_net(classes=5, softmax=False):
@@ -237,3 +237,23 @@ def test_stock_file_loads_without_tfrobust(net, images, tmp_path):
     np.save(tmp_path / "x.npy", images)
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), net(images), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "pixel_range"),
+    [
+        (keras.applications.MobileNetV3Small, (0, 255)),
+        (keras.applications.ResNet50V2, (-1, 1)),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_backbones_prepared_half_gated_and_shrunk(build, pixel_range, tmp_path):
+    backbone = build(input_shape=(32, 32, 3), weights=None, classes=10)
+    net = models.prepare(backbone, pixel_range=pixel_range)
+    net = insert_masks(net, lambda name: BetaBernoulliMask(initial_a=2.0, name=name))
+    for mask in masks(net):
+        mask.a_.assign(np.where(np.arange(mask.a_.shape[0]) % 2, 2.0, -9.0))
+    exported = export.tflite(shrink.compact(net), tmp_path / "net.tflite")
+    assert exported.agreement == 1
+    assert exported.bytes < 0.6 * 4 * backbone.count_params()

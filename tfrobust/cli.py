@@ -10,8 +10,10 @@ traceback. Only the standard library is imported before a command runs.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
+import logging
 import os
 import pathlib
 import shlex
@@ -258,10 +260,16 @@ def _load(args):
         raise ValueError(f"MODEL must be a .keras file. Received: {path}")
     if not path.is_file():
         raise OSError(f"MODEL must be an existing file. Received: {path}")
-    import keras
+    with _native_stderr_shut():
+        import keras
+        import tensorflow as tf
 
-    import tfrobust as tr
+        import tfrobust as tr
 
+        tf.config.list_logical_devices()
+
+    # Each attack compiles its own graph, which TensorFlow takes for retracing of one.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     sys.path.insert(0, os.getcwd())
     for name in args.imports:
         importlib.import_module(name)
@@ -275,6 +283,19 @@ def _load(args):
             f"MODEL must load in Keras's safe mode (name the module of your own layers with "
             f"--import). Received: {path}: {reason}"
         ) from error
+
+
+@contextlib.contextmanager
+def _native_stderr_shut():
+    """TensorFlow's C++ start-up lines (drivers, CPU flags) are no news to a shell user."""
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
 
 
 def _threat(tr, args):
