@@ -7,7 +7,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install demo test test-slow lint bench clean
+.PHONY: help install demo test test-slow lint bench results clean
 
 help:
 	@echo "make install    make $(VENV) and install the package and its test tools in it"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff alone"
 	@echo "make bench      time ratios against the floor, cleverhans, ART and foolbox"
+	@echo "make results    rebuild docs/results and README's table from the cards"
 	@echo "make clean      remove $(VENV) and caches (saved_models/ stays)"
 
 # A stamp that is newer than setup.py says that the environment is complete.
@@ -43,6 +44,9 @@ test: lint
 
 test-slow: install
 	$(PY) -m pytest -q -m slow tests
+
+results: install
+	$(PY) -m recipes.results
 
 bench: $(VENV)/.peers
 	$(PY) -m bench.run
