@@ -62,3 +62,12 @@ def test_clean_accuracy_of_the_card(folder):
     right = ~tr.attacks.verdicts(net, data.x_test, data.y_test)
     assert entry["clean"]["n"] == len(right)
     assert abs(entry["clean"]["count"] - int(right.sum())) <= 1  # one image may lie on a boundary
+
+
+def test_results_pages_follow_from_the_cards():
+    from recipes import results
+
+    root = ROOT.parent
+    assert (root / "docs" / "results" / "mnist.md").read_text() == results.page()
+    readme = (root / "README.md").read_text()
+    assert results.with_table(readme) == readme
