@@ -11,14 +11,15 @@ EPS_GRID = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
 
 def scores_of(net, data, args, folder):
     """FGSM and PGD-40 x 5 on all test images, the rest on the first 1,000."""
-    every, first = mnist.judges(args)
+    paper, ours, first = mnist.judges(args)
     folder.mkdir(parents=True, exist_ok=True)
     if not args.resume:
         for path in folder.glob("judge_*"):
             path.unlink()
     test = (data.x_test, data.y_test)
-    whole = tr.evaluate.robustness(net, test, every, state=folder / "judge_all.npz")
-    print(whole, flush=True)
+    single = tr.evaluate.robustness(net, test, paper, state=folder / "judge_paper.npz")
+    whole = tr.evaluate.robustness(net, test, ours, state=folder / "judge_all.npz")
+    print(single, whole, sep="\n", flush=True)
     part = tr.evaluate.robustness(
         net,
         test,
@@ -29,7 +30,7 @@ def scores_of(net, data, args, folder):
         state=folder / "judge_first.npz",
     )
     print(part, flush=True)
-    return [whole, part]
+    return [single, whole, part]
 
 
 def vulnerability_of(net, data):

@@ -22,7 +22,7 @@ from recipes.progress import Line
 
 EPSILON = 0.15
 THREAT = tr.threats.Linf(EPSILON)
-EPS_GRID = [0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.21, 0.24]
+EPS_GRID = [0.03, 0.06, 0.09, 0.12, 0.15, 0.2, 0.25, 0.35, 0.5]
 
 
 def main():
@@ -120,7 +120,7 @@ def train_all(data, args):
     game = tr.training.ANP(
         masked,
         attack,
-        beta=8.0,
+        beta=12.0,
         train_size=len(data.x_train),
         regularizers=[tr.regularizers.VulnerabilitySuppression(1.0)],
     )
