@@ -282,6 +282,12 @@ def test_bad_arguments(make, error, match):
         make()
 
 
+def test_probabilities_are_refused():
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, activation="softmax")])
+    with pytest.raises(ValueError, match="must return logits"):
+        attacks.PGD(threats.Linf(0.1))(net, np.full((1, 2), 0.5), [0])
+
+
 def test_dlr_needs_classes():
     with pytest.raises(ValueError, match="needs a model with 3 classes"):
         attacks.PGD(threats.Linf(0.1), loss="dlr")(bank.classifier(2), bank.images(2), [0, 1])

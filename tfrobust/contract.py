@@ -107,11 +107,20 @@ def classifier(model, name="classifier"):
             f"`{name}` must return logits of shape (batch, classes). "
             f"Received: output shape {tuple(model.outputs[0].shape)}"
         )
+    check_logits(model, name)
+    return model
+
+
+def check_logits(model, name="model"):
+    """Refuses a Keras model whose last layer turns logits into probabilities.
+
+    Raises:
+        ValueError: a softmax or sigmoid at the end.
+    """
     last = model.outputs[0]._keras_history.operation
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     if activation in ("softmax", "sigmoid") or isinstance(last, keras.layers.Softmax):
         raise ValueError(
             f"`{name}` must return logits, but its last layer '{last.name}' applies "
-            f"{activation or 'softmax'}: {advice}"
+            f"{activation or 'softmax'}: bring it into the contract with tr.models.prepare(model)"
         )
-    return model

@@ -215,6 +215,8 @@ class Attack:
     def __call__(self, model, x, y, index=None, epsilon=None, run=None):
         if tf.inside_function():
             return self.within(model, x, y, self.seed, index, epsilon)
+        if isinstance(model, keras.Model) and getattr(model, "outputs", None):
+            contract.check_logits(model)
         x = contract.images(x)
         classes = contract.classes_of(model) if isinstance(model, keras.Model) else None
         y = contract.labels(y, classes, count=len(x))
