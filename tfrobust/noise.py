@@ -11,6 +11,7 @@ on the order of the examples or on which of them were dropped. An integer hash c
 True
 """
 
+import contextlib
 import math
 import zlib
 
@@ -69,3 +70,24 @@ def normal(key, shape):
     """Standard normal float32 `(batch, *shape)` (Box and Muller)."""
     radius = tf.sqrt(-2.0 * tf.math.log(1.0 - uniform(fold(key, 1), shape)))
     return radius * tf.cos(2.0 * math.pi * uniform(fold(key, 2), shape))
+
+
+@contextlib.contextmanager
+def apart(model):
+    """Lets the layers of `model` draw other numbers on every replica, Keras's Dropout too.
+
+    The states of Keras's seed generators are mirrored, so equal layers would draw equal noise.
+    Within this context they differ; before and after it they are the same on all replicas.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        yield
+        return
+    states = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+    replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
+    shift = tf.stack([tf.zeros_like(replica), replica * 2**20])  # the second number counts draws
+    for state in states:
+        state.assign(state.value + tf.cast(shift, state.dtype))
+    yield
+    for state in states:
+        state.assign(state.value - tf.cast(shift, state.dtype))

@@ -57,7 +57,7 @@ class AdversarialTraining(Game):
             loss += clean_share * self.data_loss(batch, clean.logits)
         if self.regularizers:
             penalty = self.penalties(batch, clean, adversarial)
-            self.report("regularization", penalty, batch.count)
+            self.report("regularization", self.whole(penalty), batch.count)
             loss += penalty
         if clean is None and self._compile_metrics is not None:
             clean = self.forward(batch.x, training=False)

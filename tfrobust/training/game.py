@@ -179,6 +179,10 @@ class Game(keras.Model):
         """Divides a hand-written term by the number of replicas, whose gradients are summed."""
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
+    def whole(self, loss):
+        """The inverse of `per_replica`, for what is reported as a mean over replicas."""
+        return loss * tf.distribute.get_strategy().num_replicas_in_sync
+
     def penalties(self, batch, clean, adversarial):
         """Weighted mean of all regularizers on a pair of passes."""
         return tf.add_n([self.mean(r(clean, adversarial), batch) for r in self.regularizers])
@@ -213,7 +217,7 @@ class Game(keras.Model):
         batch = Batch(x, y, sample_weight, self.attacked(x, y), tf.shape(x)[0])
         variables, first = self.group_variables(), None
         for turn in self.turns:
-            with tf.GradientTape(persistent=len(turn) > 1) as tape:
+            with noise.apart(self), tf.GradientTape(persistent=len(turn) > 1) as tape:
                 values = self.objective(batch, turn)
                 scaled = {g: self.optimizers[g].scale_loss(values[g]) for g in turn}
             gradients = {g: tape.gradient(scaled[g], variables[g]) for g in turn}
@@ -223,8 +227,7 @@ class Game(keras.Model):
                     zip(gradients[group], variables[group], strict=True)
                 )
             first = values[turn[0]] if first is None else first
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        self._loss_tracker.update_state(first * replicas, sample_weight=batch.count)
+        self._loss_tracker.update_state(self.whole(first), sample_weight=batch.count)
         self.step.assign_add(1)
         return self.get_metrics_result()
 
@@ -242,9 +245,8 @@ class Game(keras.Model):
         x_adv = attack.within(self.classifier, x, y, tf.constant(self.seed))
         batch = Batch(x, y, sample_weight, x_adv, tf.shape(x)[0])
         clean = self.classifier(x, training=False)
-        loss = self.data_loss(batch, clean)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        self._loss_tracker.update_state(loss * replicas, sample_weight=batch.count)
+        loss = self.whole(self.data_loss(batch, clean))
+        self._loss_tracker.update_state(loss, sample_weight=batch.count)
         self.score(batch, clean, self.classifier(x_adv, training=False))
         results = self.get_metrics_result()
         return {k: v for k, v in results.items() if k not in self.terms()}
