@@ -1,4 +1,4 @@
-"""One live line for a whole `fit`: epochs, loss, robust accuracy, time left (rich)."""
+"""One live line for a whole `fit`: epochs, training accuracy, time left (rich)."""
 
 import keras
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,18 +17,18 @@ class Line(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.bar = Progress(
-            TextColumn("{task.description:<34}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} epochs"),
+            TextColumn("{task.description:<27}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
         )
         self.task = self.bar.add_task(self.title, total=self.params["epochs"], figures="")
         self.bar.start()
 
     def on_epoch_end(self, epoch, logs=None):
-        names = ("loss", "accuracy", "robust_accuracy")
-        shown = [f"{name} {logs[name]:.3f}" for name in names if name in (logs or {})]
+        names = {"accuracy": "clean", "robust_accuracy": "robust"}
+        shown = [f"{word} {100 * logs[n]:.0f} %" for n, word in names.items() if n in (logs or {})]
         self.bar.update(self.task, completed=epoch + 1, figures="  ".join(shown))
 
     def on_train_end(self, logs=None):

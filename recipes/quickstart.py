@@ -128,11 +128,11 @@ def train_all(data, args):
         {"weights": keras.optimizers.Adam(5e-4), "masks": keras.optimizers.Adam(2e-2)},
         metrics=["accuracy"],
     )
-    pruning = fit(game, "3/4 ANP-VS: masks and weights", args.epochs)
+    pruning = fit(game, "3/4 ANP-VS: learn masks", args.epochs)
     for name, kept, count in tr.layers.kept(masked):
         rich.print(f"     {name:<24} keeps {kept} of {count} channels")
     small = tr.shrink.compact(masked)
-    tuning = robust(small, "4/4 fine-tuning the shrunk net", args.epochs, 2e-3)
+    tuning = robust(small, "4/4 fine-tune the small net", args.epochs, 2e-3)
     nets["ANP-VS, shrunk"] = small
     seconds["ANP-VS, shrunk"] = seconds["adversarial training"] + pruning + tuning
 

@@ -84,16 +84,19 @@ class Table:
         if options.max_width >= WIDE:
             yield self._table([*robust, *costs[1:]])
         else:
-            yield self._table(robust)
-            yield self._table(costs)
+            yield self._table(robust, narrow=True)
+            yield self._table(costs, narrow=True)
         for text in self._notes():
             yield Text(text, style="dim")
 
-    def _table(self, columns):
+    def _table(self, columns, narrow=False):
+        from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
         table = RichTable(title=self.values["name"], show_lines=True)
+        if narrow:  # 80 columns must do
+            table.box, table.pad_edge, table.padding = box.SIMPLE, False, (0, 1, 0, 0)
         for place, (title, _) in enumerate(columns):
             if place:
                 table.add_column(title, justify="right", no_wrap=True)
@@ -144,7 +147,7 @@ class Table:
             sizes.append("\n".join(disk) or "-")
             each = [f"{_short(name)} {latency(ms)}" for name, ms in part["latency_ms"].items()]
             times.append("\n".join(each) or "-")
-        titles = ("model", "units", "parameters", "FLOPs", "on disk", "latency")
+        titles = ("model", "units", "weights", "FLOPs", "on disk", "latency")
         return list(zip(titles, (list(parts), units, weights, flops, sizes, times), strict=True))
 
     def _notes(self):
