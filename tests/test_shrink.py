@@ -13,7 +13,7 @@ from keras import layers
 
 from tests import bank_graphs
 from tests.bank_graphs import GRAPHS, SHAPE, FixedMask, conv, head, images, normed, randomize, shut
-from tfrobust import graph, shrink
+from tfrobust import export, graph, shrink
 from tfrobust.models import lenet5_caffe
 
 
@@ -297,3 +297,10 @@ def test_random_gates_on_random_chains(chain):
     small = shrink.compact(net)
     assert_same_logits(net, small, images(64, (6, 6, 2), seed))
     assert small.count_params() <= net.count_params()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [b for _, b in GRAPHS], ids=[name for name, _ in GRAPHS])
+def test_shrunk_models_convert_to_tflite(build, tmp_path):
+    small = shrink.compact(build())
+    assert export.tflite(small, tmp_path / "small.tflite").parity <= 1e-4
