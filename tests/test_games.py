@@ -219,6 +219,10 @@ def test_vulnerability_by_hand_and_over_all_units():
     gaps = [np.mean(np.abs(a - b), 0) for a, b in zip(trunk(x)[1:], trunk(x_adv)[1:], strict=True)]
     assert got.network == pytest.approx(np.mean([g.mean() for g in gaps]), rel=1e-5)
     assert got.units == sum(g.size for g in gaps) == 8 * 8 * 4 + 8 * 8 * 6 + 8
+    sizes = [np.mean(np.abs(a)) for a in trunk(x)[1:]]
+    assert got.relative == pytest.approx(
+        np.mean([g.mean() / s for g, s in zip(gaps, sizes, strict=True)]), rel=1e-5
+    )
     assert regularizers.vulnerability(net, x, x).network == 0.0
     # Over the units of a wider net, the missing ones count as units that never move.
     double = {name: 2 * unit.size for name, unit in got.per_unit.items()}

@@ -280,3 +280,12 @@ def test_bad_input(call, error, match):
     with pytest.raises(error, match=match) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_one_evaluation_makes_up_for_another():
+    weak = evaluate.Flag("no_strong_attack", "Only PGD was run.", "Run APGD.", "note")
+    pgd = scores(980, {"PGD-40": 900}, flags=(weak,))
+    apgd = scores(98, {"APGD-CE": 88}, n=100)
+    codes = [f["code"] for f in report.Entry([pgd]).to_dict()["flags"]]
+    assert codes == ["no_strong_attack"]
+    assert report.Entry([pgd, apgd]).to_dict()["flags"] == []

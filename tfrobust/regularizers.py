@@ -112,7 +112,8 @@ class Vulnerability:
     Attributes:
         per_unit: {layer: float32 array of the layer's feature shape}, E|z(x) - z(x')|.
         network: V, mean over layers of the mean over units.
-        relative: V over the mean absolute activation, E|z(x)|: free of the network's scale.
+        relative: Mean over layers of v_l / E|z_l(x)|, each layer's V over its mean activation:
+            unlike V it does not change when a layer is scaled up and the next one down.
         units: Number of scalar units, those of the unshrunk network where given.
     """
 
@@ -150,12 +151,12 @@ def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
     gaps, sizes = [g / len(x) for g in gaps], [s / len(x) for s in sizes]
     counts = [(units or {}).get(n, g.size) for n, g in zip(names, gaps, strict=True)]
     network = float(np.mean([g.sum() / c for g, c in zip(gaps, counts, strict=True)]))
-    scale = float(np.mean([s.sum() / c for s, c in zip(sizes, counts, strict=True)]))
+    shares = [g.sum() / s.sum() if s.any() else 0.0 for g, s in zip(gaps, sizes, strict=True)]
     if units:
         gaps = [np.pad(g.ravel(), (0, c - g.size)) for g, c in zip(gaps, counts, strict=True)]
     return Vulnerability(
         per_unit={n: g.astype(np.float32) for n, g in zip(names, gaps, strict=True)},
         network=network,
-        relative=network / scale if scale else 0.0,
+        relative=float(np.mean(shares)),
         units=int(sum(counts)),
     )

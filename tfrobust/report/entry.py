@@ -65,6 +65,8 @@ class Entry:
         for scores in self.scores:
             families.update({name: rate.to_dict() for name, rate in scores.families.items()})
         flags = {flag: None for scores in self.scores for flag in scores.flags}
+        if families["APGD"] or families["AutoAttack"]:  # one evaluation may make up for another
+            flags = [flag for flag in flags if flag.code != "no_strong_attack"]
         return {
             "note": self.note,
             "command": self.command,
