@@ -483,3 +483,17 @@ def test_the_classifier_is_saved_without_the_game(tmp_path):
     game.classifier.save(tmp_path / "net.keras")
     again = keras.saving.load_model(tmp_path / "net.keras")
     np.testing.assert_array_equal(again(x).numpy(), game.classifier(x).numpy())
+
+
+def test_batches_are_checked_whole_before_the_first_step():
+    x, y = data()
+    game = at_vs()
+    game.compile(SGD(0.1))
+    for images, labels, kind, message in (
+        ((x * 255).astype("uint8"), y, TypeError, "divide uint8 images by 255"),
+        (np.concatenate([x[:-1], x[-1:] * 2 + 1]), y, ValueError, r"`x` must lie in \[0, 1\]"),
+        (x, y + 1, ValueError, r"`y` must lie in \[0, 3\]"),
+    ):
+        with pytest.raises(kind, match=message):
+            game.fit(tr.data.Batches(images, labels, 4), verbose=0)
+    assert int(game.step.numpy()) == 0

@@ -163,6 +163,24 @@ def test_several_kills_and_steps_per_execution(tmp_path):
     assert history.history == expected.history
 
 
+def test_an_interrupt_while_skipping_and_the_same_game_again(tmp_path):
+    """Control-C in a notebook, at any moment, then `fit` once more."""
+    whole, _ = train(plain, 0)
+    train(plain, 0, tmp_path, kill=11, save_freq=4)  # leaves 4 batches of epoch 1 to skip
+    net, batches = plain(3), digits()[0]
+    early = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
+    slower = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=0, min_delta=10.0)
+    for kill in ([Kill(1)], []):
+        resume = tr.training.Resume(tmp_path, batches, [early, slower], save_freq=4)
+        options = {"epochs": EPOCHS, "shuffle": False, "verbose": 0}
+        options["callbacks"] = [early, slower, resume, *kill]
+        try:
+            net.fit(batches, validation_data=digits()[1], **options)
+        except KeyboardInterrupt:
+            assert net.train_function.trains
+    assert_same(net, whole)
+
+
 def test_other_steps_per_execution_within_an_epoch_are_refused(tmp_path):
     train(plain, 0, tmp_path, kill=3, save_freq=2)
     with pytest.raises(ValueError, match="`steps_per_execution` must stay as it was"):

@@ -69,7 +69,8 @@ class Resume(keras.callbacks.BackupAndRestore):
     `SeedGenerator`, metrics, variables that the game or its attack hold, the history, and the
     state of the other callbacks (see `state_names`). The file is written under a temporary name
     and then moved: a kill during the write leaves the one before. The first state is saved
-    before the first step, so not even the initial weights need a seed.
+    before the first step, so not even the initial weights need a seed. Only layers that draw
+    numbers without a `keras.random.SeedGenerator` of their own are beyond it.
 
     In a game's `fit` that is all; it puts this callback last and tells it about the data and the
     other callbacks. With a plain Keras model say both, and keep Keras from shuffling:
@@ -141,8 +142,9 @@ class Resume(keras.callbacks.BackupAndRestore):
 
     def on_train_begin(self, logs=None):
         self._logs, self._since, self._skipped = [], 0, 0
-        self._restored = self._train = None
+        self._restored = None
         model = self.model
+        self._unwrap()  # of a fit that was interrupted while it skipped, in this process
         if not model.built:
             raise ValueError(
                 "The model must be built before `fit` with Resume: call it on a batch first. "
@@ -194,7 +196,8 @@ class Resume(keras.callbacks.BackupAndRestore):
     def on_epoch_end(self, epoch, logs=None):
         self._check_order()
         self._restored = None
-        self._logs.append([epoch, {k: float(v) for k, v in (logs or {}).items()}])
+        numbers = {k: float(v) for k, v in (logs or {}).items() if np.ndim(v) == 0}
+        self._logs.append([epoch, numbers])
         self._since = 0
         self._save(epoch + 1, 0)
 
@@ -202,8 +205,7 @@ class Resume(keras.callbacks.BackupAndRestore):
         self._restore_history()
         # Keras keeps the first epoch for the fits to come.
         self.model._initial_epoch = None
-        if self._train is not None:
-            self.model.train_function = self._train
+        self._unwrap()
         if self.delete_checkpoint:
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -281,7 +283,6 @@ class Resume(keras.callbacks.BackupAndRestore):
         step (metrics, for one). Then everything is set to the saved state.
         """
         model, train = self.model, self.model.train_function
-        self._train = train
         each = model.steps_per_execution
         if self._restored[0]["steps_per_execution"] != each:
             raise ValueError(
@@ -306,10 +307,15 @@ class Resume(keras.callbacks.BackupAndRestore):
             if left:
                 return pass_by(iterator)
             self._skipped = 0
-            model.train_function = train
+            self._unwrap()
             return train(iterator)
 
+        step.trains = train
         model.train_function = step
+
+    def _unwrap(self):
+        step = self.model.train_function
+        self.model.train_function = getattr(step, "trains", step)
 
     def _restore_history(self):
         if self._restored is None:
