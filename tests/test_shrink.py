@@ -251,6 +251,28 @@ def test_what_cannot_be_cut_is_named():
         shrink.compact(_with(layers.Flatten(data_format="channels_first", name="fold")))
 
 
+def test_unknown_image_sizes():
+    inputs = keras.Input((None, None, 2))
+    x = normed(FixedMask()(conv(inputs)))
+    x = FixedMask()(normed(conv(layers.Add()([x, FixedMask()(conv(x))]))))
+    net = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    net = shut(randomize(net))
+    small = shrink.compact(net)
+    assert small.count_params() < 0.7 * net.count_params()
+    assert_same_logits(net, small, images(64))
+
+
+def test_shrunk_model_trains_on():
+    """Dropout with a noise shape for each channel follows the cut; fit moves all kernels."""
+    inputs = keras.Input(SHAPE)
+    x = layers.Dropout(0.5, noise_shape=(None, 1, 1, 8))(FixedMask()(conv(inputs, name="a")))
+    small = shrink.compact(shut(randomize(keras.Model(inputs, head(x)))))
+    small.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = small.get_weights()
+    small.fit(images(16), np.arange(16) % 5, verbose=0)
+    assert all((a != b).any() for a, b in zip(before, small.get_weights(), strict=True))
+
+
 BLOCKS = ("plain", "norm", "norm_mask", "sigmoid", "deep", "pool", "pad", "sum", "join", "dropout")
 
 

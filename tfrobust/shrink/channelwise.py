@@ -6,6 +6,7 @@ from keras import layers
 from keras.src import activations as source_activations
 from keras.src.ops import nn, numpy
 
+from tfrobust import graph
 from tfrobust.layers.mask import Mask
 from tfrobust.shrink.rule import Channels, Rule, Whole, evaluate, operations, rule
 
@@ -33,6 +34,17 @@ class PerChannel(Rule):
 
     def forward(self, states):
         return states[0]
+
+
+class Drop(PerChannel):
+    """Dropout: nothing in inference; a noise shape that names the channels follows the cut."""
+
+    def cut(self, args, kwargs, kept, need):
+        shape = getattr(self.layer, "noise_shape", None)
+        if shape is None or shape[-1] != self.channels:
+            return super().cut(args, kwargs, kept, need)
+        layer = graph.fresh(self.node, noise_shape=(*shape[:-1], len(kept[0])))
+        return layer(*args, **kwargs), kept[0]
 
 
 class MaxPool(PerChannel):
@@ -282,13 +294,9 @@ for _rank in "123":
         "SpatialDropout{}D": PerChannel,
     }.items():
         rule.register(getattr(layers, _name.format(_rank)), _rule)
-for _kind in (
-    layers.Dropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.AlphaDropout,
-    layers.ActivityRegularization,
-):
+for _kind in (layers.Dropout, layers.AlphaDropout):
+    rule.register(_kind, Drop)
+for _kind in (layers.GaussianDropout, layers.GaussianNoise, layers.ActivityRegularization):
     rule.register(_kind, PerChannel)
 
 
