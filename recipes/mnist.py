@@ -146,9 +146,22 @@ def train(game, batches, epochs, folder, resume, clock=None, callbacks=()):
     return clock
 
 
-def robust_fit(net, data, epochs, folder, args, peak, ramp=False, suppress=0.0):
+def soft_labels(parent, data, share, temperature=2.0):
+    """Training labels mixed with a parent's answers to clean images, `(n, classes)`.
+
+    (1 - share) * one-hot + share * softmax(logits / temperature): distillation from the network
+    that was pruned (Hinton et al., 2015). With share < 1/2 the largest entry is the true label.
+    """
+    logits = tr.attacks.forward(parent, data.x_train) / temperature
+    answers = np.exp(logits - logits.max(-1, keepdims=True))
+    answers /= answers.sum(-1, keepdims=True)
+    return ((1 - share) * np.eye(10)[data.y_train] + share * answers).astype("float32")
+
+
+def robust_fit(net, data, epochs, folder, args, peak, ramp=False, suppress=0.0, labels=None):
     """Adversarial training of `net`: the objective of plain AT, fine-tuning and scratch twins."""
-    batches = tr.data.Batches(data.x_train, data.y_train, BATCH, seed=args.seed)
+    y = data.y_train if labels is None else labels
+    batches = tr.data.Batches(data.x_train, y, BATCH, seed=args.seed)
     iterations = len(batches) * epochs
     game = tr.training.AdversarialTraining(
         net,
@@ -157,7 +170,11 @@ def robust_fit(net, data, epochs, folder, args, peak, ramp=False, suppress=0.0):
         regularizers=[tr.regularizers.VulnerabilitySuppression(suppress)],
         seed=args.seed,
     )
-    game.compile(keras.optimizers.Adam(one_cycle(peak, iterations)))
+    kinds = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
+    game.compile(
+        keras.optimizers.Adam(one_cycle(peak, iterations)),
+        loss=kinds[labels is not None](from_logits=True),
+    )
     return train(game, batches, epochs, folder, args.resume)
 
 
