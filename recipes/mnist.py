@@ -75,7 +75,7 @@ def training_attack():
 
 
 def judges(args):
-    """Three lists of attacks: the paper's protocol and ours on all images, APGD on the first 1,000."""
+    """Attacks in three lists: the paper's and ours for all images, APGD for the first 1,000."""
     steps, restarts = (4, 2) if args.smoke else (40, 5)
     paper = [tr.attacks.PGD(THREAT, steps=steps, step_size=0.4 / steps)]
     ours = [

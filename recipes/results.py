@@ -47,8 +47,8 @@ def rows(root=ROOT):
 def short_table(root=ROOT):
     """The table of README.md."""
     lines = [
-        "| MNIST, Linf 0.3 | clean | PGD-40 x 5 | APGD-CE+T | AutoAttack | fewer FLOPs | parameters |"
-        " made by |",
+        "| MNIST, Linf 0.3 | clean | PGD-40 x 5 | APGD-CE+T | AutoAttack "
+        "| fewer FLOPs | parameters | made by |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, card, title, entry in rows(root):
@@ -68,7 +68,7 @@ def page(root=ROOT):
     lines = [
         "# MNIST, Linf, epsilon 0.3",
         "",
-        "Made by `make results` from the cards in `saved_models/`; each card names the command that",
+        "Made by `make results` from the cards in `saved_models/`; each names the command that",
         "makes it. Accuracies in per cent with 95 % intervals (Wilson). PGD is PGD-40, step 0.01,",
         "5 restarts, best iterate; APGD is the worst case of APGD-CE and APGD-T (9 targets, 100",
         "steps); AutoAttack as a whole is not part of this version. A scratch twin has the same",
@@ -93,31 +93,31 @@ def page(root=ROOT):
         "",
         "## Size and cost",
         "",
-        "| net | units kept of 1,370 | FLOPs | fewer FLOPs | parameters | TFLite float32 / int8, bytes "
-        "| ms, unpruned / float32 / int8 | training, processor s |",
+        "| net | units kept of 1,370 | FLOPs | fewer FLOPs | parameters "
+        "| TFLite float32 / int8, bytes | ms, unpruned / float32 / int8 | training, processor s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for _, _, title, entry in found:
         sizes = {f.get("quantize") or f["format"]: f["bytes"] for f in entry["files"]}
         ms = entry["latency_ms"]
         times = " / ".join(f"{ms[k]:.3f}" for k in ("unpruned net, float32", "float32", "int8"))
-        print_units = units(entry)
         lines.append(
-            f"| {title} | {print_units} | {entry['footprint']['flops']:,} "
+            f"| {title} | {units(entry)} | {entry['footprint']['flops']:,} "
             f"| {entry['gain']['xflops']:.2f} x | {entry['footprint']['parameters']:,} "
             f"| {sizes['tflite']:,} / {sizes['int8']:,} | {times} "
             f"| {entry['settings']['seconds'][1]:.0f} |"
         )
     lines += [
         "",
-        "Latencies are one image, one thread, measured in turns in one run beside the unpruned net.",
+        "Latencies: one image, one thread, in turns with the unpruned net in one run.",
         "",
         "## Vulnerability",
         "",
-        "PGD-40 pairs of the first 1,000 test images, over the 15,220 units of the unshrunk network;",
-        "units that were cut count as units that never move.",
+        "PGD-40 pairs of the first 1,000 test images, over the 15,220 units of the unshrunk",
+        "network; units that were cut count as units that never move. The second column divides",
+        "each layer by its own mean activation: scaling a layer does not change it.",
         "",
-        "| net | V | V / E abs(z) |",
+        "| net | V | mean of v_l / E abs(z_l) |",
         "|---|---|---|",
     ]
     for _, _, title, entry in found:
