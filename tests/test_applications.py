@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.bank_graphs import images
+from tests.bank_masks import images
 from tests.test_shrink import assert_same_logits
 from tfrobust import attacks, export, graph, shrink, threats, training
 from tfrobust.layers import BetaBernoulliMask, insert_masks, masks

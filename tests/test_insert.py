@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.bank_graphs import FixedMask, conv, images, shut, unmasked
+from tests.bank_graphs import conv, unmasked
+from tests.bank_masks import FixedMask, images, shut
 from tfrobust import graph, shrink
 from tfrobust.layers import BetaBernoulliMask, insert_masks, masks
 from tfrobust.layers.insert import SLOTS

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.bank_graphs import images, randomize
+from tests.bank_masks import images, randomize
 from tfrobust import contract, graph
 from tfrobust.models import prepare
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tests import bank_graphs
-from tests.bank_graphs import GRAPHS, SHAPE, FixedMask, conv, head, images, normed, randomize, shut
+from tests.bank_graphs import GRAPHS, conv, head, normed
+from tests.bank_masks import SHAPE, FixedMask, images, randomize, shut
 from tfrobust import export, graph, shrink
 from tfrobust.models import lenet5_caffe
 
