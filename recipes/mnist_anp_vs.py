@@ -2,9 +2,10 @@
 
 Paper: Madaan et al., 2020 (arXiv 1908.04355); epsilon 0.3, LeNet-5-Caffe, beta-Bernoulli masks.
 Stages: plain AT (10 epochs) -> masks and weights by ANP-VS until a FLOP gain is reached -> shrink
-to a stock net -> robust fine-tuning of the small net -> judge, export, card. With --twins each
-point gets its scratch twin: the same shrunk architecture from random weights, trained with the
-same robust objective for the same total time.
+to a stock net -> robust fine-tuning of the small net, its labels softened by the plain AT net it
+was cut from -> judge, export, card. With --twins each point gets its scratch twin: the same shrunk
+architecture from random weights, trained with the same robust objective for the same processor
+seconds in all (its labels stay hard: it has no parent).
 Command: python -m recipes.mnist_anp_vs --data-dir DATA --twins
 Time: about 30 minutes on 2 cores for each point, its twin as long again.
 """
@@ -116,6 +117,7 @@ def main():
         "beta": {"type": float, "default": 100.0, "help": "weight of the KL of the masks"},
         "cost_power": {"type": float, "default": 0.5, "help": "0: the paper's equal KL weights"},
         "suppress": {"type": float, "default": 1.0, "help": "lambda of vulnerability suppression"},
+        "distill": {"type": float, "default": 0.45, "help": "share of the parent in the labels"},
         "mask_epochs": {"type": int, "default": 12, "help": "at most so many epochs of masks"},
         "mask_rate": {"type": float, "default": 1e-2, "help": "learning rate of the masks"},
         "peak": {"type": float, "default": 2e-3, "help": "learning rate of the fine-tuning"},
@@ -130,17 +132,20 @@ def main():
         start, before = mnist.plain_at(data, args, 1 if args.smoke else args.start_epochs)
     points = learn_masks(start, data, args)
     for gain, (net, seconds) in reversed(points.items()):  # the smallest net, the quickest, first
-        point(gain, net, [a + b for a, b in zip(before, seconds, strict=True)], data, args)
+        spent = [a + b for a, b in zip(before, seconds, strict=True)]
+        point(gain, net, start, spent, data, args)
     if args.twins:
         for gain in reversed(points):
             scratch_twin(gain, data, args)
 
 
-def point(gain, net, before, data, args):
+def point(gain, net, parent, before, data, args):
     """Fine-tunes, judges and ships one point of the front."""
     name = f"mnist_anp_vs_{int(gain)}x"
+    labels = mnist.soft_labels(parent, data, args.distill) if args.distill else None
+    folder = args.work / name
     clock = mnist.robust_fit(
-        net, data, args.epochs, args.work / name, args, args.peak, suppress=args.suppress
+        net, data, args.epochs, folder, args, args.peak, suppress=args.suppress, labels=labels
     )
     total = [a + b for a, b in zip(before, clock.done, strict=True)]
     mnist_judge.ship(name, "ANP-VS", net, data, args, total, epoch=clock.done[1] / clock.epochs)
