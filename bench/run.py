@@ -30,7 +30,7 @@ def main():
     cli.add_argument("--rounds", type=int, default=5)
     cli.add_argument("--images", type=int, default=250, help="attacked at once")
     cli.add_argument("--steps", type=int, default=40, help="of PGD")
-    cli.add_argument("--train-images", type=int, default=1280, help="of one epoch of training")
+    cli.add_argument("--train-images", type=int, default=2560, help="of one epoch of training")
     cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
     cli.add_argument("--output", default=str(HERE / "results.json"))
     args = cli.parse_args()
