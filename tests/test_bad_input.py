@@ -37,7 +37,14 @@ def unknown():
 
 
 def judge(net, x=X, y=Y, attacks=(PGD,), **options):
-    return tr.evaluate.robustness(net, (x, y), list(attacks), progress=False, **options)
+    return tr.evaluate.robustness(net, (x, y), attacks, progress=False, **options)
+
+
+def call(net):
+    return lambda x: net(x)
+
+
+move = tr.regularizers.vulnerability
 
 
 def train(net, x=X, y=Y, **options):
@@ -62,6 +69,19 @@ ARRAYS = [
     ("attack, one-hot", lambda n: PGD(n, X, HOT), ValueError, "`y` must be integer labels"),
     ("attack, empty", lambda n: PGD(n, X[:0], Y[:0]), ValueError, "at least one example"),
     ("attack, grey levels", lambda n: PGD(n, X, Y, epsilon=8), ValueError, "write 8/255, not 8"),
+    ("attack, image size", lambda n: PGD(n, X[:, 1:], Y), ValueError, r"shape \(batch, 8, 8, 1\)"),
+    ("attack, index", lambda n: PGD(n, X, Y, index=Y / 2), ValueError, "`index` must hold int"),
+    ("attack, run", lambda n: PGD(n, X, Y, run=0.5), ValueError, "`run` must be an integer"),
+    ("evaluate, infinite label", lambda n: judge(n, y=Y + np.inf), TypeError, "Received: dtype"),
+    ("evaluate, no list", lambda n: judge(n, attacks=None), TypeError, "`attacks` must be a list"),
+    ("curve, a number", lambda n: judge(n, eps_grid=0.1), TypeError, "`eps_grid` must be a list"),
+    ("callable, label 4", lambda n: judge(call(n), y=Y + 1), ValueError, r"lie in \[0, 3\]"),
+    ("callable, label -1", lambda n: judge(call(n), y=Y - 1), ValueError, "`y.*must lie in"),
+    ("callable, attack", lambda n: PGD(call(n), X, Y + 1), ValueError, r"`y` must lie in \[0, 3\]"),
+    ("callable, NumPy", lambda n: judge(lambda x: np.ones((len(x), 4))), TypeError, "a TensorFlow"),
+    ("callable, rank", lambda n: judge(lambda x: n(x)[:, 0]), ValueError, "must return logits"),
+    ("vulnerability, uint8", lambda n: move(n, GREY, X), TypeError, "divide uint8 images by 255"),
+    ("vulnerability, length", lambda n: move(n, X, X[:1]), ValueError, "the shape of `x`"),
     ("threat, grey levels", lambda n: tr.threats.Linf(8), ValueError, "write 8/255, not 8"),
     ("curve, grey levels", lambda n: judge(n, eps_grid=[8]), ValueError, "write 8/255, not 8"),
     ("fit, x above 1", lambda n: train(n, X * 2), ValueError, r"`x` must lie in \[0, 1\]"),
@@ -79,6 +99,7 @@ def test_arrays(call, kind, message, net):
     with pytest.raises(kind, match=message) as caught:
         call(net)
     assert "\n" not in str(caught.value) and "Received" in str(caught.value)
+    assert PGD(net, X, Y).shape == X.shape  # the attack is as good as before
     assert all(np.array_equal(a, b) for a, b in zip(before, net.get_weights(), strict=True))
 
 

@@ -310,7 +310,7 @@ def _data_name(args):
 
 def _scores(tr, model, args):
     threat = _threat(tr, args)
-    classes = max(model.output_shape[-1], 2)
+    classes = tr.contract.classes_of(tr.contract.classifier(model, "model"))
     apgd = {"steps": args.apgd_steps, "seed": args.seed}
     build = {
         "fgsm": lambda: tr.attacks.FGSM(threat, seed=args.seed),

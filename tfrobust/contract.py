@@ -34,14 +34,15 @@ def images(x, name="x"):
         raise ValueError(f"`{name}` must have shape (batch, ...). Received: shape={x.shape}")
     if len(x) == 0:
         raise ValueError(f"`{name}` must hold at least one example. Received: shape={x.shape}")
+    x = np.ascontiguousarray(x, np.float32)  # first, for 1 + 1e-9 in float64 is 1
     low, high = float(x.min()), float(x.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"`{name}` must be finite. Received: NaN or infinite pixels")
     if low < 0 or high > 1:
         raise ValueError(
-            f"`{name}` must lie in [0, 1]. Received: values from {low:.6g} to {high:.6g}"
+            f"`{name}` must lie in [0, 1]. Received: values from {low:.8g} to {high:.8g}"
         )
-    return np.ascontiguousarray(x, np.float32)
+    return x
 
 
 def labels(y, classes=None, name="y", count=None):
@@ -60,17 +61,19 @@ def labels(y, classes=None, name="y", count=None):
             f"turn one-hot rows into integers with np.argmax(y, -1). Received: shape={y.shape}"
         )
     if y.dtype.kind not in "iub":
-        if y.dtype.kind != "f" or not np.array_equal(y, np.round(y)):
+        if y.dtype.kind != "f" or not np.isfinite(y).all() or (y != np.round(y)).any():
             raise TypeError(f"`{name}` must be integer labels. Received: dtype={y.dtype}")
     if count is not None and len(y) != count:
         raise ValueError(
             f"`{name}` must have one label for each of the {count} images. "
             f"Received: {len(y)} labels"
         )
-    if len(y) and classes is not None and not (y.min() >= 0 and y.max() < classes):
+    most = 2**31 if classes is None else classes
+    if len(y) and not (y.min() >= 0 and y.max() < most):
+        bounds = f"in [0, {most - 1}]"
+        bounds += "" if classes is None else f" for a model with {classes} classes"
         raise ValueError(
-            f"`{name}` must lie in [0, {classes - 1}] for a model with {classes} classes. "
-            f"Received: labels from {int(y.min())} to {int(y.max())}"
+            f"`{name}` must lie {bounds}. Received: labels from {int(y.min())} to {int(y.max())}"
         )
     return y.astype(np.int32)
 
@@ -85,8 +88,8 @@ def classifier(model, name="classifier"):
 
     Raises:
         TypeError: not a functional Keras model.
-        ValueError: several inputs or outputs, outputs that are not `(batch, classes)`, an input
-            shape with unknown sizes, or a softmax / sigmoid at the end.
+        ValueError: several inputs or outputs, outputs that are not `(batch, classes)`, or a
+            softmax / sigmoid at the end.
     """
     advice = "bring it into the contract with tr.models.prepare(model)"
     if not isinstance(model, keras.Model):
@@ -123,4 +126,39 @@ def check_logits(model, name="model"):
         raise ValueError(
             f"`{name}` must return logits, but its last layer '{last.name}' applies "
             f"{activation or 'softmax'}: bring it into the contract with tr.models.prepare(model)"
+        )
+
+
+def image_shape(model, name="model"):
+    """Shape of one image, for rooms that must know every size of it.
+
+    Raises:
+        ValueError: a size is unknown, as in `keras.Input((None, None, 3))`.
+    """
+    shape = tuple(model.input_shape[1:])
+    if None in shape:
+        raise ValueError(
+            f"`{name}` must have an input of known size, for example "
+            f"keras.Input((32, 32, 3)). Received: input shape {(None, *shape)}"
+        )
+    return shape
+
+
+def fits(model, x, name="x"):
+    """Refuses images of another shape than the input of a functional model.
+
+    Raises:
+        ValueError: the shapes differ; a missing axis of one channel is Keras's to add.
+    """
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "`model` must have one input and one output. Received: "
+            f"{len(model.inputs)} inputs, {len(model.outputs)} outputs"
+        )
+    wanted = tuple(model.input_shape[1:])
+    shapes = [s for s in (tuple(x.shape[1:]), (*x.shape[1:], 1)) if len(s) == len(wanted)]
+    if not any(all(w in (None, n) for w, n in zip(wanted, s, strict=True)) for s in shapes):
+        raise ValueError(
+            f"`{name}` must have shape (batch, {', '.join(map(str, wanted))}), the model's "
+            f"input. Received: shape={tuple(x.shape)}"
         )

@@ -27,6 +27,11 @@ def as_labels(y, classes):
     """Integer labels `(batch,)` from integers, `(batch, 1)` or one-hot / smoothed rows."""
     y = tf.convert_to_tensor(y)
     if y.shape.rank == 2:
+        if y.shape[-1] not in (None, 1, classes):
+            raise ValueError(
+                f"`y` must be integers, or one-hot rows of {classes} classes. "
+                f"Received: shape={tuple(y.shape)}"
+            )
         y = y[:, 0] if y.shape[-1] == 1 or y.shape[-1] != classes else tf.argmax(y, -1)
     return tf.cast(y, tf.int32)
 
@@ -89,7 +94,7 @@ def get(loss):
     """The loss named `loss`, or `loss` itself if callable: (logits, y, target) -> (batch,)."""
     if callable(loss):
         return loss
-    if loss not in NAMES:
+    if not isinstance(loss, str) or loss not in NAMES:
         raise ValueError(
             f"`loss` must be a callable or one of {sorted(NAMES)}. Received: loss={loss!r}"
         )

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import buckets
+from tfrobust import buckets, contract
 
 
 @dataclasses.dataclass
@@ -20,6 +20,10 @@ class Pass:
 
     logits: Any
     features: list
+
+    def only(self, places):
+        """The same pass with the features at these places."""
+        return Pass(self.logits, [self.features[place] for place in places])
 
 
 def feature_layers(model):
@@ -136,6 +140,11 @@ def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
     Returns:
         A `Vulnerability`.
     """
+    x, x_adv = contract.images(x), contract.images(x_adv, "x_adv")
+    if x.shape != x_adv.shape:
+        raise ValueError(
+            f"`x_adv` must have the shape of `x`, {x.shape}. Received: shape={x_adv.shape}"
+        )
     names = list(features or feature_layers(model))
     net = with_features(model, names)
     step = tf.function(lambda images: net(images, training=False)[1:], reduce_retracing=True)

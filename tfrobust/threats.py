@@ -172,7 +172,7 @@ class L1(Threat):
 
     def __init__(self, epsilon, quantile=0.95):
         super().__init__(epsilon)
-        if not 0 <= quantile < 1:
+        if not isinstance(quantile, numbers.Real) or not 0 <= quantile < 1:
             raise ValueError(f"`quantile` must lie in [0, 1). Received: quantile={quantile}")
         self.quantile = float(quantile)
 

@@ -107,9 +107,9 @@ class Attack:
                 "`threat` must be a tr.threats.Threat such as tr.threats.Linf(8/255). "
                 f"Received: threat={threat!r}"
             )
-        for name, value, low in (("restarts", restarts, 1), ("targets", targets, 0)):
-            if isinstance(value, bool) or int(value) != value or value < low:
-                raise ValueError(f"`{name}` must be an integer >= {low}. Received: {name}={value}")
+        whole("restarts", restarts, 1)
+        whole("targets", targets, 0)
+        whole("seed", seed)
         losses.get(loss)
         if loss == "dlr_targeted" and not targets:
             raise ValueError("`targets` must be >= 1 with loss='dlr_targeted'. Received: targets=0")
@@ -117,6 +117,18 @@ class Attack:
         self.restarts, self.targets, self.seed = int(restarts), int(targets), int(seed)
         self._compiled = weakref.WeakKeyDictionary()
         self.traces = 0
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name != "traces" and not name.startswith("_"):
+            vars(self).get("_compiled", {}).clear()  # the graphs hold what was true before
+
+    def __getstate__(self):
+        # A copy compiles its own graphs: those here belong to this object.
+        return {k: v for k, v in vars(self).items() if k not in ("_compiled", "traces")}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _compiled=weakref.WeakKeyDictionary(), traces=0)
 
     # --- what an author of an attack writes -----------------------------------------------
 
@@ -163,6 +175,7 @@ class Attack:
             numbers=numbers,
         )
         x_adv = self.perturb(call)
+        x_adv = tf.where(tf.math.is_finite(x_adv), x_adv, x)  # of a gradient that is NaN
         return tf.stop_gradient(self.threat.project(x_adv, x, epsilon))
 
     def _stream(self):
@@ -197,9 +210,10 @@ class Attack:
             )
         return best.x
 
-    def _function(self, model):
-        """The compiled single run for `model`, kept as long as the model lives."""
-        if model not in self._compiled:
+    def _function(self, model, shape):
+        """The compiled single run for images of this shape, kept as long as the model lives."""
+        known = self._compiled.setdefault(model, {})
+        if shape not in known:
             reference = weakref.ref(model)
 
             @tf.function(reduce_retracing=True)
@@ -209,23 +223,23 @@ class Attack:
                     reference(), x, y, index, seed, epsilon, run, active, True, numbers
                 )
 
-            self._compiled[model] = function
-        return self._compiled[model]
+            known[shape] = function
+        return known[shape]
 
     def __call__(self, model, x, y, index=None, epsilon=None, run=None):
         if tf.inside_function():
             return self.within(model, x, y, self.seed, index, epsilon)
-        if isinstance(model, keras.Model) and getattr(model, "outputs", None):
-            contract.check_logits(model)
         x = contract.images(x)
-        classes = contract.classes_of(model) if isinstance(model, keras.Model) else None
-        y = contract.labels(y, classes, count=len(x))
-        self._check_classes(model, x, classes)
+        y = contract.labels(y, self._classes(model, x), count=len(x))
         index = np.arange(len(x)) if index is None else np.asarray(index)
-        if index.shape != y.shape:
-            raise ValueError(f"`index` must have shape {y.shape}. Received: shape={index.shape}")
+        if index.shape != y.shape or index.dtype.kind not in "iu":
+            raise ValueError(
+                f"`index` must hold integers of shape {y.shape}. "
+                f"Received: shape={index.shape}, dtype={index.dtype}"
+            )
         radius = self.threat.epsilon if epsilon is None else type(self.threat)(epsilon).epsilon
         if run is not None:
+            whole("run", run)
             if not 0 <= run < self.runs:
                 raise ValueError(f"`run` must lie in [0, {self.runs - 1}]. Received: run={run}")
             return self._one_run(model, x, y, index, radius, run)
@@ -245,18 +259,28 @@ class Attack:
                 break
         return x_adv
 
-    def _check_classes(self, model, x, classes):
+    def _classes(self, model, x):
+        """Number of classes of a model that this attack can be run on."""
+        if isinstance(model, keras.Model) and getattr(model, "outputs", None):
+            contract.fits(model, x)
+            contract.check_logits(model)
+            classes = contract.classes_of(model)
+        else:
+            classes = classes_of_callable(model, x)
+        self.check_classes(classes)
+        return classes
+
+    def check_classes(self, classes):
+        """Refuses a model with fewer classes than the loss looks at."""
         need = losses.MIN_CLASSES.get(self.loss, 2) if isinstance(self.loss, str) else 2
-        if need > 2:
-            classes = classes or logits_of(model, tf.constant(x[:1])).shape[-1]
-            if classes < need:
-                raise ValueError(
-                    f"`loss` {self.loss!r} needs a model with {need} classes or more. "
-                    f"Received: {classes} classes"
-                )
+        if classes < need:
+            raise ValueError(
+                f"`loss` {self.loss!r} needs a model with {need} classes or more. "
+                f"Received: {classes} classes"
+            )
 
     def _one_run(self, model, x, y, index, epsilon, run):
-        function = self._function(model)
+        function = self._function(model, x.shape[1:])
         numbers = {k: tf.convert_to_tensor(v) for k, v in self.numbers().items()}
         common = (
             tf.constant(self.seed & 0xFFFFFFFF, tf.uint32),
@@ -298,6 +322,39 @@ class Attack:
 
     def __repr__(self):
         return f"{self.name}({self.threat!r})"
+
+
+def classes_of_callable(model, x):
+    """Number of classes of a callable images -> logits, asked with the first image."""
+    if not callable(model):
+        raise TypeError(
+            "`model` must be a Keras classifier or a callable images -> logits. "
+            f"Received: {type(model).__name__}"
+        )
+    logits = model(tf.constant(x[:1]))
+    if not tf.is_tensor(logits):
+        raise TypeError(
+            "`model` must return a TensorFlow tensor of logits, made by TensorFlow operations. "
+            f"Received: {type(logits).__name__}"
+        )
+    if logits.shape.rank != 2 or logits.shape[0] != 1:
+        raise ValueError(
+            "`model` must return logits of shape (batch, classes). "
+            f"Received: shape {tuple(logits.shape)} for one image"
+        )
+    return max(int(logits.shape[-1]), 2)
+
+
+def whole(name, value, low=None):
+    """Refuses what is not an integer of at least `low`."""
+    kinds = int | np.integer | float | np.floating
+    if isinstance(value, bool) or not isinstance(value, kinds) or value % 1 != 0:
+        wrong = True
+    else:
+        wrong = low is not None and value < low
+    if wrong:
+        least = "" if low is None else f" >= {low}"
+        raise ValueError(f"`{name}` must be an integer{least}. Received: {name}={value!r}")
 
 
 _forward = weakref.WeakKeyDictionary()

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks.attack import Attack, Best
+from tfrobust.attacks.attack import Attack, Best, whole
 from tfrobust.attacks.gradient import rows_open, value_and_gradient
 
 
@@ -55,8 +55,7 @@ class APGD(Attack):
             raise ValueError(
                 f"`threat` must be tr.threats.Linf or tr.threats.L2 for APGD. Received: {threat!r}"
             )
-        if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-            raise ValueError(f"`steps` must be an integer >= 1. Received: steps={steps}")
+        whole("steps", steps, 1)
         self.steps = int(steps)
 
     @property

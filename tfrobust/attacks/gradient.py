@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import losses
-from tfrobust.attacks.attack import Attack, Best
+from tfrobust.attacks.attack import Attack, Best, whole
 
 
 def value_and_gradient(call, score, x):
@@ -68,12 +68,12 @@ class PGD(Attack):
         seed=0,
     ):
         super().__init__(threat, loss=loss, restarts=restarts, targets=targets, seed=seed)
-        if isinstance(steps, bool) or int(steps) != steps or steps < 0:
-            raise ValueError(f"`steps` must be an integer >= 0. Received: steps={steps}")
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"`step_size` must be > 0. Received: step_size={step_size}")
+        whole("steps", steps, 0)
+        number = isinstance(step_size, int | float | np.number)
+        if step_size is not None and not (number and 0 < step_size < np.inf):
+            raise ValueError(f"`step_size` must be a number > 0. Received: step_size={step_size!r}")
         self.steps = int(steps)
-        self.step_size = step_size
+        self.step_size = None if step_size is None else float(step_size)
         self.random_start, self.last_iterate = bool(random_start), bool(last_iterate)
 
     @property

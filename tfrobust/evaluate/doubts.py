@@ -89,11 +89,12 @@ def _gradients(model, x, y):
         gradient = tape.gradient(total, images)
         if gradient is None:
             return len(x)
-        return int((~tf.reduce_any(tf.reshape(gradient, (len(x), -1)) != 0, -1)).numpy().sum())
+        gradient = gradient.numpy().reshape(len(x), -1)
+        return int((~(gradient != 0).any(-1) | ~np.isfinite(gradient).all(-1)).sum())
 
     blind = count_zero(losses.margin)
     if blind:
-        text = f"{blind} of {len(x)} images have a margin without gradient by the pixels."
+        text = f"{blind} of {len(x)} images have a margin without a finite gradient by the pixels."
         return [flag("no_gradient", text)]
     blind = count_zero(losses.cross_entropy)
     if blind > 0.1 * len(x):

@@ -84,7 +84,13 @@ class _Run:
                 "`model` must be a Keras classifier or a callable images -> logits. "
                 f"Received: {type(model).__name__}"
             )
-        attacks = [attacks] if hasattr(attacks, "threat") else list(attacks)
+        try:
+            attacks = [attacks] if hasattr(attacks, "threat") else list(attacks)
+        except TypeError:
+            raise TypeError(
+                "`attacks` must be a list of tr.attacks.Attack objects. "
+                f"Received: {type(attacks).__name__}"
+            ) from None
         for attack in [*attacks, *([] if curve_attack is None else [curve_attack])]:
             if not (callable(attack) and hasattr(attack, "threat") and hasattr(attack, "runs")):
                 raise TypeError(
@@ -96,7 +102,8 @@ class _Run:
             if wrong and not (name == "max_examples" and value is None):
                 raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
         self.attacks = dict(zip(_names(attacks), attacks, strict=True))
-        self.batch_size, self.max_examples, self.cascade = batch_size, max_examples, bool(cascade)
+        self.batch_size, self.cascade = int(batch_size), bool(cascade)
+        self.max_examples = None if max_examples is None else int(max_examples)
         self.curve_attack, self.grid = self._curve(eps_grid, curve_attack, attacks)
 
     def _curve(self, eps_grid, curve_attack, attacks):
@@ -106,6 +113,8 @@ class _Run:
         attack = curve_attack or next(iter(iterated or attacks), None)
         if attack is None:
             raise ValueError("`eps_grid` needs an attack: give `curve_attack` or `attacks`.")
+        if np.ndim(eps_grid) != 1:
+            raise TypeError(f"`eps_grid` must be a list of radii. Received: {eps_grid!r}")
         grid = tuple(sorted({type(attack.threat)(float(e)).epsilon for e in eps_grid} - {0.0}))
         if not grid:
             raise ValueError(f"`eps_grid` must hold a radius above 0. Received: {list(eps_grid)}")
@@ -116,8 +125,11 @@ class _Run:
             data, self.batch_size, self.image_shape, self.classes, self.max_examples
         )
         (_, x, y), source = stream.peek(source)
+        self.classes = self.classes or attacks.attack.classes_of_callable(self.model, x)
+        for attack in [*self.attacks.values(), *([self.curve_attack] if self.grid else [])]:
+            if hasattr(attack, "check_classes"):
+                attack.check_classes(self.classes)
         first = self._logits(x, 0, 0)
-        self.classes = self.classes or first.shape[-1]
         identity = {
             "model": of_model(self.model, first[:16]),
             "attacks": [[name, _config(attack)] for name, attack in self.attacks.items()],
@@ -132,6 +144,7 @@ class _Run:
         title = getattr(self.model, "name", "model")
         with Progress(progress, total, title) as display:
             for number, (start, x, y) in enumerate(source):
+                y = contract.labels(y, self.classes, f"y from example {start} on")
                 chunk = digest(x, y)
                 if number < len(state.chunks):
                     state.check(number, chunk)
@@ -139,10 +152,16 @@ class _Run:
                 began = time.perf_counter()
                 records = self._chunk(number, start, x, y, state, display)
                 state.add(chunk, records, time.perf_counter() - began)
+        state.check_end(number + 1)
         return self._scores(state)
 
     def _logits(self, x, number, start):
         logits = attacks.forward(self.model, x)
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise ValueError(
+                "`model` must return logits of shape (batch, classes). "
+                f"Received: shape {logits.shape} for {len(x)} images"
+            )
         bad = np.flatnonzero(~np.isfinite(logits).all(-1))
         if len(bad):
             raise ValueError(
@@ -338,7 +357,8 @@ def transfer(predict, x_adv, y, x=None, name="exported file", attack="", source=
             )
         if not np.isfinite(logits).all():
             raise ValueError("`predict` must return finite logits. Received: NaN or infinity")
-        return losses.as_logits(logits).numpy().argmax(-1) == y
+        logits = losses.as_logits(logits).numpy()
+        return logits.argmax(-1) == contract.labels(y, logits.shape[-1])
 
     robust, clean = right(x_adv), None
     if x is not None:

@@ -81,6 +81,11 @@ class State:
         if self.chunks[number] != chunk:
             self._refuse("data")
 
+    def check_end(self, count):
+        """Refuses data that ended before the finished chunks did."""
+        if len(self.chunks) > count:
+            self._refuse("data")
+
     def _refuse(self, what):
         raise ValueError(
             f"`state` {self.path} belongs to another evaluation: the {what} differ. "

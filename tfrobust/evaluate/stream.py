@@ -101,7 +101,8 @@ def _batches(data):
 def _checked(x, y, where, image_shape, classes):
     x = contract.images(x, f"x{where}")
     y = contract.labels(y, classes, f"y{where}", count=len(x))
-    if image_shape is not None and x.shape[1:] != tuple(image_shape):
+    pairs = itertools.zip_longest(image_shape or x.shape[1:], x.shape[1:], fillvalue=-1)
+    if any(wanted not in (None, size) for wanted, size in pairs):
         raise ValueError(
             f"`x{where}` must have shape (batch, {', '.join(map(str, image_shape))}), the model's "
             f"input. Received: shape={x.shape}"

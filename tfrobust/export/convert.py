@@ -95,7 +95,7 @@ def tflite(model, path, quantize=None, calibration=None):
     _ready(model)
     if quantize not in QUANTIZE:
         raise ValueError(f"`quantize` must be one of {QUANTIZE}. Received: quantize={quantize!r}")
-    shape = tuple(model.input_shape[1:])
+    shape = contract.image_shape(model)
     if calibration is not None:
         calibration = _spread(contract.images(calibration, "calibration"), CALIBRATION_IMAGES)
         if calibration.shape[1:] != shape:
@@ -162,7 +162,9 @@ def keras_file(model, path):
     if pathlib.Path(path).suffix != ".keras":
         raise ValueError(f"`path` must end in '.keras'. Received: path={str(path)!r}")
     path = files.target(path)
-    x = np.random.default_rng(0).random((32, *model.input_shape[1:]), np.float32)
+    # Any size will do for the comparison where the model leaves it open.
+    shape = [32 if size is None else size for size in model.input_shape[1:]]
+    x = np.random.default_rng(0).random((32, *shape), np.float32)
     wanted = keras.ops.convert_to_numpy(model(x, training=False))
     answer = {}
 

@@ -26,7 +26,8 @@ def measure(model):
 
     Warns when a layer has weights and no rule: its FLOPs are missing and `uncounted` names it.
     """
-    walked = graph.walk(contract.classifier(model, "model"))
+    contract.image_shape(contract.classifier(model, "model"))
+    walked = graph.walk(model)
     flows, answers = _live(walked)
     return _rows(model.name, walked, flows, answers)
 

@@ -5,6 +5,8 @@ q(pi) = Kumaraswamy(a, b). Only KL(q(pi) || p(pi)) remains of the bound.
 """
 
 import functools
+import math
+import numbers
 
 import keras
 import tensorflow as tf
@@ -85,8 +87,11 @@ class BetaBernoulliMask(Mask):
     ):
         super().__init__(seed=seed, **kwargs)
         for name, value in (("alpha", alpha), ("temperature", temperature)):
-            if not value > 0:
-                raise ValueError(f"`{name}` must be > 0. Received: {name}={value}")
+            if not (isinstance(value, numbers.Real) and value > 0):
+                raise ValueError(f"`{name}` must be > 0. Received: {name}={value!r}")
+        for name, value in (("initial_a", initial_a), ("initial_b", initial_b)):
+            if not (isinstance(value, numbers.Real) and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}")
         if not 0 <= threshold < 1:
             raise ValueError(f"`threshold` must lie in [0, 1). Received: threshold={threshold}")
         self.alpha, self.temperature, self.threshold = alpha, temperature, threshold

@@ -80,7 +80,7 @@ def _after(model, factory):
         if tensor is None:
             return value
         if id(tensor) not in gated:
-            gated[id(tensor)] = make(_origin(walked, tensor))(value)
+            gated[id(tensor)] = make.put(_origin(walked, tensor), value)
         return gated[id(tensor)]
 
     return graph.rebuild(model, edge=edge)
@@ -97,7 +97,7 @@ def _before(model, factory):
         layer, activation = graph.split_activation(node)
         x = layer(*args, **kwargs)
         graph.transfer(node.layer, layer)
-        x = make(node.name)(x)
+        x = make.put(node.name, x)
         return x if activation is None else activation(x)
 
     return graph.rebuild(model, visit)
@@ -135,6 +135,17 @@ class _Maker:
             )
         self.made.append(mask)
         return mask
+
+    def put(self, place, x):
+        """A new mask on `x`, which must leave its shape alone."""
+        mask = self(place)
+        gated = mask(x)
+        if gated.shape != x.shape:
+            raise TypeError(
+                f"`factory` must return masks that keep the shape {tuple(x.shape)}. "
+                f"Received: {type(mask).__name__}, which makes it {tuple(gated.shape)}"
+            )
+        return gated
 
 
 def _reads(node):

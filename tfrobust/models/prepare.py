@@ -102,6 +102,8 @@ def _head(walked):
     node = walked.producer(walked.outputs[0])
     while node is not None:
         layer = node.layer
+        if node.outputs[0].shape[-1] != walked.outputs[0].shape[-1]:
+            return None  # a softmax over groups of classes is no softmax over classes
         if isinstance(layer, layers.Softmax) or getattr(layer, "activation", None) in _HEADS:
             return node.name
         if type(layer).__name__ in ("Softmax", "Sigmoid") and not isinstance(layer, layers.Layer):

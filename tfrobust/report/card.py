@@ -35,6 +35,9 @@ class Card:
                 f"`values` must be a card of schema {SCHEMA}. Received: schema="
                 f"{values.get('schema') if isinstance(values, dict) else type(values).__name__}"
             )
+        missing = {"name", "models", "limits", "versions"} - set(values)
+        if missing:
+            raise ValueError(f"`values` must be a whole card. Received: none of {sorted(missing)}")
         self._values = values
 
     @property

@@ -54,6 +54,8 @@ class Entry:
         self.files = [self.files] if isinstance(self.files, str | os.PathLike) else self.files
         if isinstance(self.latency, int | float):
             self.latency = {"one image": float(self.latency)}
+        if self.latency is not None and not isinstance(self.latency, dict):
+            raise TypeError(f"`latency` must be a number or a dict. Received: {self.latency!r}")
         if self.curve is None:
             self.curve = next((s.curve for s in reversed(self.scores) if s.curve), None)
 

@@ -113,7 +113,9 @@ class PReLU(PerChannel):
         return Channels(np.where(moves, np.nan, values), state.uniform)
 
     def cut(self, args, kwargs, kept, need):
-        alpha = self.layer.get_weights()[0][..., kept[0]]
+        alpha = self.layer.get_weights()[0]
+        if alpha.shape[-1] > 1:  # else all channels share one slope
+            alpha = alpha[..., kept[0]]
         return self.build(args, kwargs, [alpha]), kept[0]
 
 

@@ -85,8 +85,10 @@ class Sum(Mean):
         self.left_out = {
             i for i, s in enumerate(states) if len(s.zero) == len(need) and s.zero[need].all()
         }
-        if not set(full) - self.left_out:
-            self.left_out.discard(full[0] if full else 0)
+        if not full:  # the operands give the result its shape together
+            self.left_out = set()
+        elif not set(full) - self.left_out:
+            self.left_out.discard(full[0])
         return [None if i in self.left_out else w for i, w in enumerate(wanted)]
 
     def cut(self, args, kwargs, kept, need):

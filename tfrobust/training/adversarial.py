@@ -11,8 +11,12 @@ from tfrobust.training.game import Game
 
 
 def check_mix(mix):
-    clean, adversarial = mix
-    if clean < 0 or adversarial < 0 or clean + adversarial == 0:
+    try:
+        clean, adversarial = map(float, mix)
+        legal = clean >= 0 and adversarial >= 0 and 0 < clean + adversarial < float("inf")
+    except (TypeError, ValueError):
+        legal = False
+    if not legal:
         raise ValueError(f"`mix` must be two weights >= 0, not both 0. Received: mix={mix}")
     return (float(clean), float(adversarial))
 

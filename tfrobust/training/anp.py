@@ -9,6 +9,7 @@ With a `VulnerabilitySuppression` of weight lambda > 0 this is ANP-VS, without i
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrobust.training.adversarial import AdversarialTraining
@@ -54,10 +55,10 @@ class ANP(AdversarialTraining):
         **kwargs,
     ):
         self.beta = check_number("beta", beta)
-        if train_size is None or train_size < 1:
+        if not isinstance(train_size, int | np.integer) or train_size < 1:
             raise ValueError(
                 "`train_size` must be the number of training examples: the KL is scaled by it. "
-                f"Received: train_size={train_size}"
+                f"Received: train_size={train_size!r}"
             )
         self.train_size = int(train_size)
         super().__init__(classifier, attack, mix=mix, weight_decay=weight_decay, **kwargs)

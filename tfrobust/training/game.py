@@ -16,13 +16,11 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfrobust import contract, losses, noise, regularizers
-from tfrobust.attacks.attack import Attack
-from tfrobust.data import Batches
+from tfrobust import losses, noise, regularizers
 from tfrobust.layers.mask import masks
+from tfrobust.training import checks
 from tfrobust.training.resume import arranged
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -55,8 +53,9 @@ def number_config(number):
 
 
 def check_number(name, number):
-    if not isinstance(number, Schedule) and not number >= 0:
-        raise ValueError(f"`{name}` must be >= 0 or a Keras schedule. Received: {name}={number}")
+    wrong = isinstance(number, str) or number is None
+    if wrong or (not isinstance(number, Schedule) and not number >= 0):
+        raise ValueError(f"`{name}` must be >= 0 or a Keras schedule. Received: {name}={number!r}")
     return number
 
 
@@ -100,10 +99,7 @@ class Game(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        contract.classifier(classifier)
-        for name, value in (("attack", attack), ("validation_attack", validation_attack)):
-            if not isinstance(value, Attack) and not (name != "attack" and value is None):
-                raise TypeError(f"`{name}` must be a tr.attacks.Attack. Received: {value!r}")
+        checks.parts(classifier, attack, validation_attack, regularizers)
         self.classifier, self.attack = classifier, attack
         self.validation_attack = validation_attack or attack
         self.regularizers = [r for r in regularizers if getattr(r, "weight", 1.0)]
@@ -119,7 +115,7 @@ class Game(keras.Model):
         self.trackers = {
             name: keras.metrics.Mean(name=name) for name in ("robust_accuracy", *self.terms())
         }
-        self._trunk, self._features = self._build_trunk()
+        self._trunk, self._own_features = self._build_trunk()
         self.built = True
 
     # --- what an author of a game writes ------------------------------------------------------
@@ -185,13 +181,17 @@ class Game(keras.Model):
 
     def penalties(self, batch, clean, adversarial):
         """Weighted mean of all regularizers on a pair of passes."""
-        return tf.add_n([self.mean(r(clean, adversarial), batch) for r in self.regularizers])
+        terms = []
+        for regularizer, own in zip(self.regularizers, self._own_features, strict=True):
+            values = regularizer(clean.only(own), adversarial.only(own))
+            terms.append(self.mean(values, batch))
+        return tf.add_n(terms)
 
     def weight_penalty(self):
         """weight_decay / 2 * ||theta||^2 plus the classifier's own regularization losses."""
         terms = [tf.reduce_sum(tf.cast(term, tf.float32)) for term in self.classifier.losses]
-        if self.weight_decay:
-            owned = self.group_variables()["weights"]
+        owned = self.group_variables()["weights"]
+        if self.weight_decay and owned:
             squares = [tf.reduce_sum(tf.square(tf.cast(v.value, tf.float32))) for v in owned]
             terms.append(0.5 * self.weight_decay * tf.add_n(squares))
         return self.per_replica(tf.add_n(terms)) if terms else tf.constant(0.0)
@@ -213,7 +213,8 @@ class Game(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = tf.cast(x, tf.float32)
+        x = checks.batch(self.classifier, x, y)
+        checks.loss_fits(self.loss, y, self.classifier.output_shape[-1])
         batch = Batch(x, y, sample_weight, self.attacked(x, y), tf.shape(x)[0])
         variables, first = self.group_variables(), None
         for turn in self.turns:
@@ -222,7 +223,7 @@ class Game(keras.Model):
                 scaled = {g: self.optimizers[g].scale_loss(values[g]) for g in turn}
             gradients = {g: tape.gradient(scaled[g], variables[g]) for g in turn}
             del tape
-            for group in turn:
+            for group in filter(variables.get, turn):  # all masks may be frozen
                 self.optimizers[group].apply_gradients(
                     zip(gradients[group], variables[group], strict=True)
                 )
@@ -240,7 +241,7 @@ class Game(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = tf.cast(x, tf.float32)
+        x = checks.batch(self.classifier, x, y)
         attack = self.validation_attack
         x_adv = attack.within(self.classifier, x, y, tf.constant(self.seed))
         batch = Batch(x, y, sample_weight, x_adv, tf.shape(x)[0])
@@ -263,18 +264,18 @@ class Game(keras.Model):
 
         Arrays are checked whole before the first step: pixels in [0, 1], integer labels in range.
         """
-        self._check_arrays(x, y)
+        checks.arrays(self.classifier, x, y)
+        checks.validation(self.classifier, kwargs.get("validation_data"))
+        checks.unchanged(self)
         callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        with checks.plainly():
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
-    def _check_arrays(self, x, y):
-        if isinstance(x, Batches):
-            x, y = x.x, x.y
-        if not isinstance(x, np.ndarray | tf.Tensor):
-            return
-        contract.images(x)
-        if y is not None and np.ndim(y) == 1:
-            contract.labels(y, contract.classes_of(self.classifier), count=len(x))
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.evaluate`, with the checks of `fit`."""
+        checks.arrays(self.classifier, x, y)
+        with checks.plainly():
+            return super().evaluate(x, y, *args, **kwargs)
 
     def compile(self, optimizer=None, loss=None, metrics=None, **kwargs):
         """As `keras.Model.compile`; `optimizer` is one optimizer or {group: optimizer}.
@@ -320,6 +321,7 @@ class Game(keras.Model):
         for group, variables in self.group_variables().items():
             if not self.optimizers[group].built:
                 self.optimizers[group].build(variables)
+        self._owned = checks.owned(self)
         self._compiled_with = {
             "optimizer": optimizer, "loss": loss, "metrics": metrics, **kwargs
         }  # fmt: skip
@@ -350,11 +352,16 @@ class Game(keras.Model):
         self.compile(optimizer=optimizers, **deserialize(config["others"]))
 
     def _build_trunk(self):
-        wanted = next((r.features for r in self.regularizers if getattr(r, "features", None)), None)
+        """(trunk, for each regularizer the positions of its features among the trunk's)."""
         if not self.regularizers:
-            return None, None
-        names = wanted or regularizers.feature_layers(self.classifier)
-        return regularizers.with_features(self.classifier, names), names
+            return None, ()
+        own = [
+            getattr(r, "features", None) or regularizers.feature_layers(self.classifier)
+            for r in self.regularizers
+        ]
+        names = list(dict.fromkeys(name for part in own for name in part))
+        places = tuple(tuple(map(names.index, part)) for part in own)
+        return regularizers.with_features(self.classifier, names), places
 
     def _noise_states(self):
         return [

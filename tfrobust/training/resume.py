@@ -354,7 +354,9 @@ def arranged(x, callbacks, shuffle):
     resumes = [c for c in callbacks if isinstance(c, Resume)]
     others = [c for c in callbacks if not isinstance(c, Resume)]
     for callback in others:  # Keras guesses the direction of compiled metrics only
-        if getattr(callback, "mode", "") == "auto" and "robust_accuracy" in callback.monitor:
+        if getattr(callback, "mode", "") == "auto" and "robust_accuracy" in str(
+            getattr(callback, "monitor", "")
+        ):
             callback.mode = "max"
     if batches is not None:
         follow = keras.callbacks.LambdaCallback(

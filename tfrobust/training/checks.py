@@ -1,0 +1,123 @@
+"""What a game refuses: arrays before the first step, streams within the graph of each step.
+
+Keras would train on grey levels from 0 to 255 without a word while the attack stays in [0, 1].
+"""
+
+import contextlib
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import contract
+from tfrobust.attacks.attack import Attack
+from tfrobust.data import Batches
+
+
+def parts(classifier, attack, validation_attack, regularizers):
+    """What a game is made of."""
+    contract.classifier(classifier)
+    for name, value in (("attack", attack), ("validation_attack", validation_attack)):
+        if not isinstance(value, Attack) and not (name != "attack" and value is None):
+            raise TypeError(f"`{name}` must be a tr.attacks.Attack. Received: {value!r}")
+        if value is not None:
+            value.check_classes(contract.classes_of(classifier))
+    if not isinstance(regularizers, list | tuple):
+        raise TypeError(f"`regularizers` must be a list. Received: {regularizers!r}")
+
+
+def arrays(classifier, x, y, prefix=""):
+    """Checks images and labels whole, where they are arrays or `tr.data.Batches`."""
+    if isinstance(x, Batches):
+        x, y = x.x, x.y
+    if not isinstance(x, np.ndarray | tf.Tensor):
+        return
+    contract.images(x, f"{prefix}x")
+    if y is not None and (np.ndim(y) == 1 or np.shape(y)[1:] == (1,)):
+        contract.labels(y, contract.classes_of(classifier), f"{prefix}y", count=len(x))
+
+
+def validation(classifier, data):
+    """The same for `validation_data`, before the epoch whose end would look at it."""
+    if isinstance(data, tuple | list) and len(data) in (2, 3):
+        arrays(classifier, data[0], data[1], "validation_")
+    else:
+        arrays(classifier, data, None, "validation_")
+
+
+def batch(classifier, x, y):
+    """Float32 images of one batch; its values are checked when the step runs."""
+    if not (tf.is_tensor(x) and tf.is_tensor(y)):
+        raise TypeError(
+            "`x` must give pairs (images, labels) of tensors. "
+            f"Received: ({type(x).__name__}, {type(y).__name__})"
+        )
+    if not x.dtype.is_floating:
+        raise TypeError(
+            "`x` must hold float pixels in [0, 1]: divide uint8 images by 255. "
+            f"Received: dtype={x.dtype.name}"
+        )
+    classes = contract.classes_of(classifier)
+    if x.shape.rank and None not in x.shape[1:]:
+        contract.fits(classifier, x)
+    rank = y.shape.rank
+    if rank is not None and (rank not in (1, 2) or y.shape[1:] not in ((), (1,), (classes,))):
+        raise ValueError(
+            f"`y` must be integers (batch,) or one-hot rows (batch, {classes}). "
+            f"Received: shape={tuple(y.shape)}"
+        )
+    x = tf.cast(x, tf.float32)
+    # NaN makes the comparison false.
+    found = [_within("x", x, 1.0)]
+    if rank == 1 or (rank == 2 and y.shape[-1] == 1):
+        found.append(_within("y", y, classes - 1))
+    with tf.control_dependencies(found):
+        return tf.identity(x)
+
+
+def _within(name, values, high):
+    low, top = tf.reduce_min(values), tf.reduce_max(values)
+    legal = tf.reduce_all((values >= 0) & (values <= tf.cast(high, values.dtype)))
+    text = f"`{name}` must lie in [0, {high:g}]. Received: values from"
+    return tf.debugging.Assert(legal, [text, low, "to", top])
+
+
+@contextlib.contextmanager
+def plainly():
+    """Turns a failed check of `batch` into a `ValueError` of one line."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        _, found, rest = error.message.partition("assertion failed: [")
+        line = rest.split("\n")[0]
+        if not found or "Received" not in line:
+            raise
+        raise ValueError(line.rpartition("]")[0].replace("] [", " ")) from None
+
+
+def owned(game):
+    """Which variables each group owns now, to be compared with those at `compile`."""
+    return tuple((group, *map(id, own)) for group, own in sorted(game.group_variables().items()))
+
+
+def unchanged(game):
+    """Warns of layers frozen or freed since `compile`: a traced step does not see it."""
+    if game.compiled and game._owned != owned(game):
+        warnings.warn(
+            "`trainable` of a layer changed after `compile`: call `compile` again, or `fit` may "
+            "go on as before.",
+            stacklevel=3,
+        )
+
+
+def loss_fits(loss, y, classes):
+    """Refuses one-hot labels for a loss of integers, whose own message names neither."""
+    if not isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or classes == 1:
+        return
+    if y.shape.rank == 2 and y.shape[-1] == classes:
+        raise ValueError(
+            "`y` must be integer labels for SparseCategoricalCrossentropy: compile with "
+            "keras.losses.CategoricalCrossentropy(from_logits=True) for one-hot rows. "
+            f"Received: shape={tuple(y.shape)}"
+        )
