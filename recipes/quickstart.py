@@ -11,6 +11,8 @@ intervals.
 
 import argparse
 import pathlib
+import shlex
+import sys
 import time
 
 import keras
@@ -69,7 +71,7 @@ def main():
         },
         threat=THREAT,
         reference="standard",
-        command="python -m recipes.quickstart",
+        command=shlex.join(["python", "-m", "recipes.quickstart", *_public(sys.argv[1:])]),
         limits=["360 test images: intervals are several points wide."],
     )
     card.save(folder)
@@ -79,6 +81,14 @@ def main():
         f"model.keras, model.tflite and model_int8.tflite lie beside it. "
         f"All of it took {time.perf_counter() - began:.0f} s."
     )
+
+
+def _public(argv):
+    """The arguments without --out, which names a folder of this machine."""
+    if "--out" not in argv:
+        return argv
+    place = argv.index("--out")
+    return argv[:place] + argv[place + 2 :]
 
 
 def train_all(data, args):
@@ -164,7 +174,7 @@ def judge(net, data, args):
 
 def vulnerability(net, data, units):
     """V on PGD-40 pairs of the test images, over the units of the unshrunk net."""
-    x_adv = tr.attacks.PGD(THREAT, steps=40)(net, data.x_test, data.y_test)
+    x_adv = tr.attacks.PGD(THREAT, steps=40, last_iterate=True)(net, data.x_test, data.y_test)
     return tr.regularizers.vulnerability(net, data.x_test, x_adv, units=units)
 
 
@@ -182,7 +192,7 @@ def latency(net, files, folder):
 
 def replay(net, files, data):
     """Adversarial images of the Keras twin, replayed on the exported files."""
-    attack = tr.attacks.PGD(THREAT, steps=40)
+    attack = tr.attacks.PGD(THREAT, steps=40, last_iterate=True)
     x_adv = attack(net, data.x_test, data.y_test)
     return [
         tr.evaluate.transfer(

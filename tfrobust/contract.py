@@ -91,7 +91,7 @@ def classifier(model, name="classifier"):
         ValueError: several inputs or outputs, outputs that are not `(batch, classes)`, or a
             softmax / sigmoid at the end.
     """
-    advice = "bring it into the contract with tr.models.prepare(model)"
+    advice = "bring it into the contract with tr.models.prepare(model, pixel_range=...)"
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"`{name}` must be a functional keras.Model. Received: {type(model).__name__}"
@@ -125,7 +125,8 @@ def check_logits(model, name="model"):
     if activation in ("softmax", "sigmoid") or isinstance(last, keras.layers.Softmax):
         raise ValueError(
             f"`{name}` must return logits, but its last layer '{last.name}' applies "
-            f"{activation or 'softmax'}: bring it into the contract with tr.models.prepare(model)"
+            f"{activation or 'softmax'}: bring it into the contract with "
+            "tr.models.prepare(model, pixel_range=...)"
         )
 
 
