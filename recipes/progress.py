@@ -22,6 +22,7 @@ class Line(keras.callbacks.Callback):
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
+            speed_estimate_period=1e6,
         )
         self.task = self.bar.add_task(self.title, total=self.params["epochs"], figures="")
         self.bar.start()
