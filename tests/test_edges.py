@@ -65,6 +65,17 @@ def test_images_of_several_sizes():
             room(net)
 
 
+@pytest.mark.parametrize("epsilon", [1e-3, 8 / 255, 0.5, 12.0])
+def test_rounding_of_many_pixels_stays_in_a_small_l1_ball(epsilon):
+    image = keras.Input((32, 32, 3))
+    net = keras.Model(image, layers.Dense(4)(layers.Flatten()(image)))
+    x, y = bank.images(16, (32, 32, 3)), np.arange(16) % 4
+    for attack in (attacks.FGSM(threats.L1(epsilon)), attacks.PGD(threats.L1(epsilon), steps=3)):
+        moved = np.abs(attack(net, x, y).astype(float) - x).sum((1, 2, 3))
+        assert (moved <= epsilon * (1 + 1e-5)).all()
+        assert (moved >= 0.9 * epsilon).any()
+
+
 def nan_gradient():
     """Finite logits; sqrt at 0 gives every pixel a gradient of infinity times 0."""
     image = keras.Input((8, 8, 1))
@@ -190,6 +201,15 @@ def test_factory_of_something_else(factory, net):
 def test_numbers_of_a_mask(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         tr.layers.BetaBernoulliMask(**{name: value})
+
+
+def test_footprint_of_a_nested_model_of_any_size():
+    inner = keras.Input((None, None, 3))
+    backbone = keras.Model(inner, layers.Conv2D(4, 3)(inner))
+    image = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(backbone(image))
+    net = keras.Model(image, layers.Dense(2)(x))
+    assert tr.footprint.measure(net).macs == 36 * 27 * 4 + 8
 
 
 def test_softmax_over_groups_is_not_stripped():

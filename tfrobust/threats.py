@@ -199,8 +199,12 @@ class L1(Threat):
             lambda i, *_: i < self.bisections, halve, (tf.constant(0), low, high)
         )
         lam = tf.where(total(low) <= epsilon, 0.0, high)
-        legal = tf.sign(change) * tf.clip_by_value(size - lam, 0.0, room)
-        return tf.clip_by_value(x + tf.reshape(legal, tf.shape(x)), 0.0, 1.0)
+        legal = tf.clip_by_value(size - lam, 0.0, room)
+        moved = origin + tf.sign(change) * legal
+        # Thousands of pixels rounded outwards would leave a small ball: those give one bit back.
+        inner = origin + tf.sign(change) * tf.maximum(legal - 2.0**-24, 0.0)
+        moved = tf.where(tf.abs(moved - origin) > legal, inner, moved)
+        return tf.clip_by_value(tf.reshape(moved, tf.shape(x)), 0.0, 1.0)
 
     def random_start(self, x, keys, epsilon=None):
         # Exponentials over their sum plus one more exponential are uniform in the solid simplex.

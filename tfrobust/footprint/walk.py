@@ -28,6 +28,8 @@ def measure(model):
     """
     contract.image_shape(contract.classifier(model, "model"))
     walked = graph.walk(model)
+    if any(None in t.shape[1:] for node in walked.nodes for t in node.outputs):
+        walked = graph.walk(graph.rebuild(model))  # a nested model with sizes of its own
     flows, answers = _live(walked)
     return _rows(model.name, walked, flows, answers)
 
