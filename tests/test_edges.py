@@ -1,7 +1,9 @@
 """Legal but odd input gives the right answer: copies, odd numbers, images of several sizes."""
 
+import concurrent.futures
 import copy
 import pickle
+import threading
 
 import keras
 import numpy as np
@@ -116,6 +118,34 @@ def test_state_of_more_images_than_are_given(net, tmp_path):
     with pytest.raises(ValueError, match="`state` .* belongs to another evaluation: the data"):
         judge(8)
     assert judge(16).n == 16
+
+
+@pytest.mark.parametrize("spoil", [lambda f: np.save(f, X), lambda f: np.savez(f, meta="[]")])
+def test_another_file_in_place_of_a_state(spoil, net, tmp_path):
+    with open(tmp_path / "s", "wb") as file:
+        spoil(file)
+    with pytest.raises(ValueError, match="`state` must be a file that an earlier evaluation"):
+        tr.evaluate.robustness(net, (X, Y), [], state=tmp_path / "s", progress=False)
+
+
+def test_two_threads_write_one_file(tmp_path):
+    both = threading.Barrier(2, timeout=60)
+
+    def write(letter):
+        def save(name):
+            with open(name, "w") as file:
+                file.write(letter * 10)
+                both.wait()
+                file.write(letter * 10)
+                file.flush()
+                both.wait()
+
+        tr.files.replace(tmp_path / "f", save)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "ab"))
+    assert (tmp_path / "f").read_text() in ("a" * 20, "b" * 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 def test_too_few_classes_are_refused_before_the_first_attack():

@@ -10,6 +10,7 @@
 
 import os
 import pathlib
+import threading
 
 
 def target(path, name="path"):
@@ -41,7 +42,7 @@ def replace(path, save):
     The temporary name keeps the suffix of `path` (Keras asks for `.keras`) and goes away whether
     or not `save` succeeds.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.{path.name}")
     try:
         save(str(temporary))
         os.replace(temporary, path)

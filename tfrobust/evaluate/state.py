@@ -98,7 +98,7 @@ class State:
                 meta = json.loads(str(content["meta"]))
                 names = meta["records"]
                 records = {name: content[f"record_{i}"] for i, name in enumerate(names)}
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"`state` must be a file that an earlier evaluation wrote. Received: {self.path}"
             ) from error
