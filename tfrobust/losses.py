@@ -44,22 +44,29 @@ def _parts(logits, y):
 
 
 def cross_entropy(logits, y, target=None):
-    """CE = logsumexp(z) - z_y, in nats."""
-    del target
-    logits, _, true = _parts(logits, y)
-    return tf.reduce_logsumexp(logits, -1) - true
+    """CE = logsumexp(z) - z_y, in nats; with a target t the attacker lowers logsumexp(z) - z_t."""
+    logits, _, wanted = _parts(logits, y if target is None else target)
+    surprise = tf.reduce_logsumexp(logits, -1) - wanted
+    return surprise if target is None else -surprise
 
 
 def margin(logits, y, target=None):
-    """max over k != y of z_k - z_y; an example is fooled when this is strictly positive."""
-    del target
-    logits, hot, true = _parts(logits, y)
-    return tf.reduce_max(logits - _BIG * hot, -1) - true
+    """max over k != y of z_k - z_y; an example is fooled when this is strictly positive.
+
+    With a target t it is z_t - max over k != t of z_k.
+    """
+    logits, hot, own = _parts(logits, y if target is None else target)
+    gap = tf.reduce_max(logits - _BIG * hot, -1) - own
+    return gap if target is None else -gap
 
 
 def dlr(logits, y, target=None):
-    """Difference of logits ratio (Croce and Hein, 2020, eq. 6); needs 3 classes or more."""
-    del target
+    """Difference of logits ratio (Croce and Hein, 2020, eq. 6); needs 3 classes or more.
+
+    With a target it is `dlr_targeted`.
+    """
+    if target is not None:
+        return dlr_targeted(logits, y, target)
     logits, hot, true = _parts(logits, y)
     top = tf.math.top_k(logits, 3).values
     other = tf.reduce_max(logits - _BIG * hot, -1)

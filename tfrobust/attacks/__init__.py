@@ -4,8 +4,21 @@ attack = tr.attacks.PGD(tr.threats.Linf(0.3), steps=40, step_size=0.01, restarts
 x_adv = attack(model, x, y)
 """
 
-from tfrobust.attacks.attack import Attack, Call, forward, verdicts
+from tfrobust.attacks.attack import Attack
 from tfrobust.attacks.autopgd import APGD
-from tfrobust.attacks.gradient import FGSM, PGD
+from tfrobust.attacks.call import Call, Result, forward, verdicts
+from tfrobust.attacks.gradient import BIM, FGSM, MIM, PGD, RFGSM
 
-__all__ = ["APGD", "Attack", "Call", "FGSM", "PGD", "forward", "verdicts"]
+__all__ = [
+    "APGD",
+    "Attack",
+    "BIM",
+    "Call",
+    "FGSM",
+    "MIM",
+    "PGD",
+    "RFGSM",
+    "Result",
+    "forward",
+    "verdicts",
+]

@@ -1,78 +1,28 @@
-"""The attack template: what every attack shares is here, so that an author writes `perturb` only.
+"""The attack template: what every attack shares is here, so that an author writes the steps only.
 
     class MyAttack(Attack):
-        def perturb(self, call): ...   # -> x_adv, from a `Call` with model, x, y, keys, epsilon
+        def perturb(self, call): ...   # one go: -> x_adv, from a `Call` with x, y, keys, epsilon
 
-`Attack.__call__` checks the input, pads to a fixed bucket, runs one compiled graph per
-(model, attack, bucket) and returns points that are legal for the threat. Inside `fit` the same
-`perturb` is traced into the train step. The model always runs with `training=False`.
+    class MyIteratedAttack(Attack):
+        iterations = 100
+        def start(self, call): ...             # -> {"best": images, "fooled": rows, ...}
+        def step(self, call, i, state): ...    # -> the state after step i
+        def finish(self, call, state): ...     # -> x_adv, default state["best"]
+
+`Attack.__call__` checks the input, pads to a fixed bucket and runs compiled graphs, one loop of
+`stride` steps at a time; rows that are done leave, and the rest move to a smaller bucket when a
+quarter or less is left. What comes back is legal for the threat. Inside `fit` the same steps are
+traced into the train step. The model always runs with `training=False`.
 """
-
-import dataclasses
-import weakref
-from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import buckets, contract, losses, noise
+from tfrobust import contract, losses, noise
+from tfrobust.attacks.call import Call, Result, better, logits_of, per_row, verdicts
+from tfrobust.attacks.segments import Segments
 from tfrobust.threats import Threat
-
-
-def logits_of(model, x):
-    """Float32 logits of a Keras model in inference mode, or of any callable."""
-    out = model(x, training=False) if isinstance(model, keras.layers.Layer) else model(x)
-    return losses.as_logits(out)
-
-
-@dataclasses.dataclass
-class Call:
-    """One run of an attack: tensors only, so that nothing retraces.
-
-    Attributes:
-        logits: Callable, images -> float32 logits `(batch, classes)`.
-        x, y: Clean images and integer labels.
-        keys: uint32 `(batch,)`, the noise key of each example in this run.
-        epsilon: Scalar, the radius.
-        run: Scalar int, which restart or target.
-        active: Bool `(batch,)`; rows that are False are padding.
-        eager_stop: Bool: freeze a row at its first fooling point and stop when all are fooled
-            (evaluation), or go on to the highest loss (training).
-        numbers: The attack's tensor parameters.
-    """
-
-    logits: Callable
-    x: Any
-    y: Any
-    keys: Any
-    epsilon: Any
-    run: Any
-    active: Any
-    eager_stop: bool
-    numbers: dict
-
-
-@dataclasses.dataclass
-class Best:
-    """Best point so far of each example: fooling points first, then the highest loss."""
-
-    x: Any
-    loss: Any
-    fooled: Any
-
-    def updated(self, x, loss, fooled, freeze):
-        """Takes the new point where it is better; rows already fooled stay when `freeze`."""
-        better = (fooled & ~self.fooled) | ((fooled == self.fooled) & (loss > self.loss))
-        if freeze:
-            better = better & ~self.fooled
-        pick = tf.reshape(better, (-1,) + (1,) * (len(x.shape) - 1))
-        return Best(
-            tf.where(pick, x, self.x),
-            tf.where(better, loss, self.loss),
-            self.fooled | fooled,
-        )
 
 
 class Attack:
@@ -84,8 +34,12 @@ class Attack:
         restarts: Integer >= 1, independent runs; an example is broken if any run breaks it.
         targets: Integer >= 0. With t > 0 each restart makes t runs, the r-th of which aims the
             loss at the r-th most likely wrong class of the clean image; any wrong class counts.
-            Runs beyond the number of wrong classes return the clean image.
+            Runs beyond the number of wrong classes are left out.
         seed: Integer, seed of all randomness.
+        eot: Integer >= 1: every answer and gradient of the model is averaged over so many passes
+            (expectation over transformation; Athalye et al., 2018), for models that are random.
+        on_failure: What comes back for images that were not broken: "best_loss", the point of
+            highest loss, or "clean", the image itself.
 
     Call arguments:
         model: Keras classifier (called with `training=False`) or callable images -> logits.
@@ -95,13 +49,19 @@ class Attack:
         epsilon: Float, radius instead of the threat's (a sweep does not retrace).
         run: Integer: perform only this run. Default: all of them, each on the rows that the
             earlier ones did not break.
+        goal: Integer labels `(batch,)` that the attacker wants to see (a targeted attack);
+            default None: any wrong label is a success.
 
     Returns:
-        `x_adv` of the same shape, float32, legal for the threat. Rows that were not broken
-        carry their point of highest loss.
+        `x_adv` of the same shape, float32, legal for the threat. `result(...)` with the same
+        arguments returns a `Result`: also success, distance and the passes spent on each image.
     """
 
-    def __init__(self, threat, loss="ce", restarts=1, targets=0, seed=0):
+    stride = 20
+
+    def __init__(
+        self, threat, loss="ce", restarts=1, targets=0, seed=0, eot=1, on_failure="best_loss"
+    ):
         if not isinstance(threat, Threat):
             raise TypeError(
                 "`threat` must be a tr.threats.Threat such as tr.threats.Linf(8/255). "
@@ -109,36 +69,71 @@ class Attack:
             )
         whole("restarts", restarts, 1)
         whole("targets", targets, 0)
+        whole("eot", eot, 1)
         whole("seed", seed)
         losses.get(loss)
         if loss == "dlr_targeted" and not targets:
             raise ValueError("`targets` must be >= 1 with loss='dlr_targeted'. Received: targets=0")
-        self.threat, self.loss = threat, loss
-        self.restarts, self.targets, self.seed = int(restarts), int(targets), int(seed)
-        self._compiled = weakref.WeakKeyDictionary()
-        self.traces = 0
+        if on_failure not in ("best_loss", "clean"):
+            raise ValueError(
+                f"`on_failure` must be 'best_loss' or 'clean'. Received: on_failure={on_failure!r}"
+            )
+        self.threat, self.loss, self.on_failure = threat, loss, on_failure
+        self.restarts, self.targets = int(restarts), int(targets)
+        self.seed, self.eot = int(seed), int(eot)
+        self._segments = Segments(self)
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if name != "traces" and not name.startswith("_"):
-            vars(self).get("_compiled", {}).clear()  # the graphs hold what was true before
+        if "_segments" in vars(self):
+            vars(self)["_segments"] = Segments(self)  # the graphs hold what was true before
 
     def __getstate__(self):
         # A copy compiles its own graphs: those here belong to this object.
-        return {k: v for k, v in vars(self).items() if k not in ("_compiled", "traces")}
+        return {k: v for k, v in vars(self).items() if k != "_segments"}
 
     def __setstate__(self, state):
-        vars(self).update(state, _compiled=weakref.WeakKeyDictionary(), traces=0)
+        vars(self).update(state)
+        vars(self)["_segments"] = Segments(self)
+
+    @property
+    def traces(self):
+        """Graphs traced so far."""
+        return self._segments.traces
 
     # --- what an author of an attack writes -----------------------------------------------
 
+    iterations = 0
+
     def numbers(self):
-        """Numeric parameters, Python numbers or arrays by name; `perturb` gets them as tensors."""
+        """Numeric parameters, Python numbers or arrays by name; steps get them as tensors."""
         return {}
 
     def perturb(self, call):
-        """Returns adversarial images for one `Call`; traced into a graph."""
-        raise TypeError(f"{type(self).__name__} must define perturb()")
+        """Returns adversarial images in one go, for attacks without a state between steps."""
+        raise TypeError(f"{type(self).__name__} must define perturb(), or start() and step()")
+
+    def start(self, call):
+        """The state before the first step: a dictionary of tensors with one row per image.
+
+        `best` is what to return; rows whose `fooled` is True are done when the call wants the
+        first success only.
+        """
+        return {"best": self.perturb(call)}
+
+    def step(self, call, i, state):
+        """The state after step `i`, a scalar tensor that counts from 0."""
+        raise TypeError(f"{type(self).__name__} must define step()")
+
+    def finish(self, call, state):
+        """Adversarial images from the last state."""
+        return state["best"]
+
+    def open(self, call, state):
+        """Bool `(batch,)`: rows that another step may serve."""
+        if call.eager_stop and "fooled" in state:
+            return call.active & ~state["fooled"]
+        return call.active
 
     # --- what all attacks share ------------------------------------------------------------
 
@@ -151,37 +146,77 @@ class Attack:
         """Number of independent sequential runs: restarts x targets."""
         return self.restarts * max(self.targets, 1)
 
+    def runs_of(self, classes, goal=False):
+        """The runs worth making on a model with so many classes: a list of numbers below `runs`.
+
+        A target beyond the wrong classes would only repeat an earlier one; with a goal there is
+        one target.
+        """
+        targets = max(self.targets, 1)
+        useful = 1 if goal else min(targets, classes - 1)
+        return [run for run in range(self.runs) if run % targets < useful]
+
     def score(self, call):
-        """The attack's loss as a function of logits alone, with its target fixed for this call."""
-        loss, target = losses.get(self.loss), None
-        if self.targets:
-            clean = call.logits(call.x)
-            hot = tf.one_hot(call.y, clean.shape[-1], on_value=1e30, off_value=0.0)
-            order = tf.argsort(clean - hot, direction="DESCENDING")
-            rank = tf.minimum(call.run % self.targets, clean.shape[-1] - 2)
-            target = tf.gather(order, rank, axis=1)
-        return lambda logits: loss(logits, call.y, target)
+        """The attack's loss as a function of logits alone, its target fixed for this call."""
+        loss = losses.get(self.loss)
+        return lambda logits: loss(logits, call.y, call.aim)
 
-    def _run(self, model, x, y, index, seed, epsilon, run, active, eager_stop, numbers):
-        call = Call(
-            logits=lambda images: logits_of(model, images),
-            x=x,
-            y=y,
-            keys=noise.keys(seed, self._stream(), index, run),
-            epsilon=epsilon,
-            run=run,
-            active=active,
-            eager_stop=eager_stop,
-            numbers=numbers,
+    def _aim(self, call):
+        """The class that a targeted loss points at: the goal, or the run's r-th likely one."""
+        if call.goal is not None or not self.targets:
+            return call.goal
+        clean = call.logits(call.x)
+        hot = tf.one_hot(call.y, clean.shape[-1], on_value=1e30, off_value=0.0)
+        order = tf.argsort(clean - hot, direction="DESCENDING")
+        rank = tf.minimum(call.run % self.targets, clean.shape[-1] - 2)
+        return tf.gather(order, rank, axis=1)
+
+    def call(self, model, x, y, index, seed, run, **rest):
+        keys = noise.keys(seed, self.stream, index, run)
+        return Call(model=model, x=x, y=y, keys=keys, run=run, draws=self.eot, **rest)
+
+    def begin(self, call):
+        """The first state, with the class that a targeted loss points at."""
+        call.aim = self._aim(call)
+        state = dict(self.start(call))
+        return state if call.aim is None else {**state, "aim": call.aim}
+
+    def loop(self, call, state, first, last, counts=()):
+        """Steps from `first` to before `last` while a row is open, and what each row spent.
+
+        Args:
+            counts: Queries, gradients and iterations of each row so far, or nothing.
+        """
+
+        def body(i, state, counts):
+            rows, before = tf.cast(self.open(call, state), tf.int32), call.tally()
+            call.aim = state.get("aim")
+            state = {**state, **self.step(call, i, state)}
+            return i + 1, state, call.charged(counts, before, rows, 1)
+
+        _, state, counts = tf.while_loop(
+            lambda i, state, counts: (i < last) & tf.reduce_any(self.open(call, state)),
+            body,
+            (first, state, counts),
         )
-        x_adv = self.perturb(call)
-        x_adv = tf.where(tf.math.is_finite(x_adv), x_adv, x)  # of a gradient that is NaN
-        return tf.stop_gradient(self.threat.project(x_adv, x, epsilon))
+        call.aim = state.get("aim")
+        return state, counts
 
-    def _stream(self):
+    def legal(self, call, x_adv):
+        """The nearest points of the threat; NaN, from a gradient that is NaN, becomes the image."""
+        x_adv = tf.where(tf.math.is_finite(x_adv), x_adv, call.x)
+        return tf.stop_gradient(self.threat.project(x_adv, call.x, call.epsilon))
+
+    @property
+    def stream(self):
+        """Tells its random numbers from those of other attacks with the same seed."""
         return f"{type(self).__name__}:{self.loss if isinstance(self.loss, str) else 'custom'}"
 
-    def within(self, model, x, y, seed, index=None, epsilon=None):
+    def tensors(self):
+        """`numbers()` as tensors."""
+        return {k: tf.convert_to_tensor(v) for k, v in self.numbers().items()}
+
+    def within(self, model, x, y, seed, index=None, epsilon=None, goal=None):
         """The attack inside somebody else's graph (a train step): goes on to the highest loss.
 
         Args:
@@ -191,73 +226,91 @@ class Attack:
         if isinstance(model, keras.Model):
             y = losses.as_labels(y, contract.classes_of(model))
         index = tf.range(tf.shape(x)[0]) if index is None else index
-        epsilon = self.threat.radius(epsilon)
-        numbers = {k: tf.convert_to_tensor(v) for k, v in self.numbers().items()}
-        active = tf.ones(tf.shape(x)[:1], tf.bool)
-        best = None
+        epsilon, numbers = self.threat.radius(epsilon), self.tensors()
+        seed = noise.fold(tf.cast(seed, tf.uint32), self.seed)
+        state = None
         for run in range(self.runs):
-            seed_run = noise.fold(tf.cast(seed, tf.uint32), self.seed)
-            arguments = (x, y, index, seed_run, epsilon, run, active, False, numbers)
-            x_adv = self._run(model, *arguments)
-            if self.runs == 1:
+            call = self.call(
+                *(model, x, y, index, seed, run),
+                epsilon=epsilon,
+                active=tf.ones(tf.shape(x)[:1], tf.bool),
+                eager_stop=False,
+                numbers=numbers,
+                goal=goal,
+            )
+            found, _ = self.loop(call, self.begin(call), tf.constant(0), self.iterations)
+            x_adv = self.legal(call, self.finish(call, found))
+            if self.runs == 1 and self.on_failure == "best_loss":
                 return x_adv
             logits = logits_of(model, x_adv)
-            loss, fooled = losses.margin(logits, y), losses.margin(logits, y) > 0
-            best = (
-                Best(x_adv, loss, fooled)
-                if best is None
-                else best.updated(x_adv, loss, fooled, freeze=False)
+            fooled = call.fooled(logits)
+            loss = losses.margin(logits, y, goal)
+            state = (
+                {"best": x_adv, "loss": loss, "fooled": fooled}
+                if state is None
+                else better(state, x_adv, loss, fooled, freeze=False)
             )
-        return best.x
+        if self.on_failure == "clean":
+            return tf.where(per_row(state["fooled"], x), state["best"], x)
+        return state["best"]
 
-    def _function(self, model, shape):
-        """The compiled single run for images of this shape, kept as long as the model lives."""
-        known = self._compiled.setdefault(model, {})
-        if shape not in known:
-            reference = weakref.ref(model)
-
-            @tf.function(reduce_retracing=True)
-            def function(x, y, index, seed, epsilon, run, active, numbers):
-                self.traces += 1
-                return self._run(
-                    reference(), x, y, index, seed, epsilon, run, active, True, numbers
-                )
-
-            known[shape] = function
-        return known[shape]
-
-    def __call__(self, model, x, y, index=None, epsilon=None, run=None):
+    def __call__(self, model, x, y, index=None, epsilon=None, run=None, goal=None):
         if tf.inside_function():
-            return self.within(model, x, y, self.seed, index, epsilon)
+            return self.within(model, x, y, self.seed, index, epsilon, goal)
+        return self.result(model, x, y, index, epsilon, run, goal).x_adv
+
+    def result(self, model, x, y, index=None, epsilon=None, run=None, goal=None):
+        """Performs the attack and returns a `Result`; arguments as in a call of the attack."""
+        x, y, index, goal, classes = self._checked(model, x, y, index, goal)
+        radius = self.threat.epsilon if epsilon is None else type(self.threat)(epsilon).epsilon
+        runs = self.runs_of(classes, goal is not None)
+        if run is not None:
+            whole("run", run)
+            if not 0 <= run < self.runs:
+                raise ValueError(f"`run` must lie in [0, {self.runs - 1}]. Received: run={run}")
+            runs = [run] if run in runs else []
+        x_adv, fooled = x.copy(), np.zeros(len(x), bool)
+        counts, rows = np.zeros((3, len(x)), np.int64), np.arange(len(x))
+        for place, number in enumerate(runs):
+            wanted = None if goal is None else goal[rows]
+            part, spent = self.attempt(
+                model, x[rows], y[rows], index[rows], radius, number, wanted, eager_stop=True
+            )
+            counts[:, rows] += spent
+            broken = verdicts(model, part, y[rows], wanted, max(self.eot, 1))
+            take = np.ones(len(rows), bool) if place == 0 else broken
+            if self.on_failure == "clean":
+                take = broken
+            x_adv[rows[take]] = part[take]
+            fooled[rows] = broken
+            rows = rows[~broken]
+            if not len(rows):
+                break
+        far = np.asarray(self.threat.distance(tf.constant(x_adv), tf.constant(x)))
+        return Result(x_adv, fooled, np.where(fooled, far, np.inf), *counts)
+
+    def attempt(self, model, x, y, index, epsilon, run, goal, eager_stop):
+        """One run on checked rows: `(x_adv, counts)` with counts `(3, n)`, without a verdict."""
+        return self._segments.run(model, x, y, index, epsilon, run, goal, eager_stop)
+
+    def _checked(self, model, x, y, index, goal):
         x = contract.images(x)
-        y = contract.labels(y, self._classes(model, x), count=len(x))
+        classes = self._classes(model, x)
+        y = contract.labels(y, classes, count=len(x))
         index = np.arange(len(x)) if index is None else np.asarray(index)
         if index.shape != y.shape or index.dtype.kind not in "iu":
             raise ValueError(
                 f"`index` must hold integers of shape {y.shape}. "
                 f"Received: shape={index.shape}, dtype={index.dtype}"
             )
-        radius = self.threat.epsilon if epsilon is None else type(self.threat)(epsilon).epsilon
-        if run is not None:
-            whole("run", run)
-            if not 0 <= run < self.runs:
-                raise ValueError(f"`run` must lie in [0, {self.runs - 1}]. Received: run={run}")
-            return self._one_run(model, x, y, index, radius, run)
-        x_adv, open_rows = x.copy(), np.arange(len(x))
-        for number in range(self.runs):
-            part = self._one_run(
-                model, x[open_rows], y[open_rows], index[open_rows], radius, number
-            )
-            if self.runs > 1:
-                broken = self.fooled(model, part, y[open_rows])
-                take = broken if number else np.ones(len(open_rows), bool)
-                x_adv[open_rows[take]] = part[take]
-                open_rows = open_rows[~broken]
-            else:
-                x_adv = part
-            if not len(open_rows):
-                break
-        return x_adv
+        if goal is not None:
+            goal = contract.labels(goal, classes, "goal", count=len(x))
+            if (goal == y).any():
+                row = int(np.flatnonzero(goal == y)[0])
+                raise ValueError(
+                    f"`goal` must differ from `y`. Received: both {y[row]} in row {row}"
+                )
+        return x, y, index, goal, classes
 
     def _classes(self, model, x):
         """Number of classes of a model that this attack can be run on."""
@@ -279,25 +332,6 @@ class Attack:
                 f"Received: {classes} classes"
             )
 
-    def _one_run(self, model, x, y, index, epsilon, run):
-        function = self._function(model, x.shape[1:])
-        numbers = {k: tf.convert_to_tensor(v) for k, v in self.numbers().items()}
-        common = (
-            tf.constant(self.seed & 0xFFFFFFFF, tf.uint32),
-            tf.constant(epsilon, tf.float32),
-            tf.constant(run, tf.int32),
-        )
-        return buckets.apply(
-            lambda x, y, index, real: function(x, y, index, *common, real, numbers),
-            x,
-            y,
-            index.astype(np.uint32),
-        )
-
-    def fooled(self, model, x_adv, y):
-        """Fresh verdict on given points: bool `(batch,)`, margin strictly above 0."""
-        return verdicts(model, x_adv, y)
-
     def get_config(self):
         loss = (
             self.loss
@@ -310,6 +344,8 @@ class Attack:
             "restarts": self.restarts,
             "targets": self.targets,
             "seed": self.seed,
+            "eot": self.eot,
+            "on_failure": self.on_failure,
         }
 
     @classmethod
@@ -355,25 +391,3 @@ def whole(name, value, low=None):
     if wrong:
         least = "" if low is None else f" >= {low}"
         raise ValueError(f"`{name}` must be an integer{least}. Received: {name}={value!r}")
-
-
-_forward = weakref.WeakKeyDictionary()
-
-
-def forward(model, x):
-    """Logits of many images as NumPy `(n, classes)`, compiled once per bucket."""
-    if model not in _forward:
-        reference = weakref.ref(model)
-        _forward[model] = tf.function(
-            lambda images: logits_of(reference(), images), reduce_retracing=True
-        )
-    return buckets.apply(lambda images, real: _forward[model](images), np.asarray(x))
-
-
-def verdicts(model, x, y):
-    """True where the model's answer for `x` is not `y`: margin strictly above 0."""
-    logits = forward(model, x)
-    if np.isnan(logits).any():
-        rows = np.flatnonzero(np.isnan(logits).any(-1))
-        raise ValueError(f"`model` must return finite logits. Received: NaN in row {rows[0]}")
-    return losses.margin(tf.constant(logits), tf.constant(y)).numpy() > 0

@@ -9,22 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import losses
-from tfrobust.attacks.attack import Attack, Best, whole
+from tfrobust.attacks.attack import Attack, whole
+from tfrobust.attacks.call import better
 
 
-def value_and_gradient(call, score, x):
-    """(loss, fooled, gradient by the input) of each example at `x`."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        logits = call.logits(x)
-        loss = score(logits)
-    return loss, losses.margin(logits, call.y) > 0, tape.gradient(loss, x)
-
-
-def rows_open(call, fooled):
-    """Whether any real row is still worth a step."""
-    return tf.reduce_any(call.active & ~fooled) if call.eager_stop else True
+def undecided(call, x):
+    """A state that any judged point improves."""
+    rows = tf.zeros(tf.shape(x)[:1])
+    return {"x": x, "best": call.x, "loss": rows - np.inf, "fooled": rows > 0}
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
@@ -42,7 +34,7 @@ class PGD(Attack):
             With another epsilon at call time (a sweep, a ramp in training) it scales along.
         random_start: Start at a random point of the ball.
         last_iterate: Return the last iterate instead (as foolbox, ART and cleverhans do).
-        loss, restarts, targets, seed: see `Attack`.
+        loss, restarts, **shared: see `Attack` (targets, seed, eot, on_failure).
 
     Example:
 
@@ -64,10 +56,9 @@ class PGD(Attack):
         last_iterate=False,
         loss="ce",
         restarts=1,
-        targets=0,
-        seed=0,
+        **shared,
     ):
-        super().__init__(threat, loss=loss, restarts=restarts, targets=targets, seed=seed)
+        super().__init__(threat, loss=loss, restarts=restarts, **shared)
         whole("steps", steps, 0)
         number = isinstance(step_size, int | float | np.number)
         if step_size is not None and not (number and 0 < step_size < np.inf):
@@ -84,40 +75,44 @@ class PGD(Attack):
         ratio = 2.5 / max(self.steps, 1)
         if self.step_size is not None and self.threat.epsilon:
             ratio = self.step_size / self.threat.epsilon
-        return {"steps": np.int32(self.steps), "ratio": np.float32(ratio)}
+        return {"ratio": np.float32(ratio)}
 
-    def perturb(self, call):
-        score, threat = self.score(call), self.threat
+    @property
+    def iterations(self):
+        return self.steps
+
+    def origin(self, call):
+        """Where the first gradient is taken."""
+        if not self.random_start:
+            return call.x
+        return self.threat.random_start(call.x, call.keys, call.epsilon)
+
+    def heading(self, call, state, gradient):
+        """What the next step ascends, and the entries of the state that this changed."""
+        del call, state
+        return gradient, {}
+
+    def start(self, call):
+        x = self.origin(call)
+        return {"best": x} if self.last_iterate else undecided(call, x)
+
+    def step(self, call, i, state):
+        x = state["best"] if self.last_iterate else state["x"]
+        loss, fooled, gradient = call.gradient(self.score(call), x)
+        heading, changed = self.heading(call, state, gradient)
         size = call.numbers["ratio"] * call.epsilon
-        x = threat.random_start(call.x, call.keys, call.epsilon) if self.random_start else call.x
-
-        def stepped(x, gradient):
-            return threat.project(x + size * threat.ascent(gradient, x), call.x, call.epsilon)
-
+        moved = x + size * self.threat.ascent(heading, x)
+        moved = self.threat.project(moved, call.x, call.epsilon)
         if self.last_iterate:
-            _, x = tf.while_loop(
-                lambda i, x: i < call.numbers["steps"],
-                lambda i, x: (i + 1, stepped(x, value_and_gradient(call, score, x)[2])),
-                (tf.constant(0), x),
-            )
-            return x
+            return {**changed, "best": moved}
+        return {**better(state, x, loss, fooled, call.eager_stop), **changed, "x": moved}
 
-        def body(i, x, best_x, best_loss, best_fooled):
-            loss, fooled, gradient = value_and_gradient(call, score, x)
-            best = Best(best_x, best_loss, best_fooled)
-            best = best.updated(x, loss, fooled, call.eager_stop)
-            return i + 1, stepped(x, gradient), best.x, best.loss, best.fooled
-
-        start = tf.reduce_sum(call.x, range(1, len(call.x.shape))) * 0.0
-        _, x, best_x, best_loss, best_fooled = tf.while_loop(
-            lambda i, x, bx, bl, fooled: (i < call.numbers["steps"]) & rows_open(call, fooled),
-            body,
-            (tf.constant(0), x, call.x, start - np.inf, start > 0),
-        )
-        logits = call.logits(x)
-        best = Best(best_x, best_loss, best_fooled)
-        fooled = losses.margin(logits, call.y) > 0
-        return best.updated(x, score(logits), fooled, call.eager_stop).x
+    def finish(self, call, state):
+        if self.last_iterate:
+            return state["best"]
+        logits = call.logits(state["x"])
+        loss, fooled = self.score(call)(logits), call.fooled(logits)
+        return better(state, state["x"], loss, fooled, call.eager_stop)["best"]
 
     def get_config(self):
         return {
@@ -130,28 +125,140 @@ class PGD(Attack):
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
-class FGSM(PGD):
+class BIM(PGD):
+    """Basic iterative method (Kurakin et al., 2017): PGD from the image itself.
+
+    Args:
+        threat: `tr.threats.Threat`.
+        steps: Integer >= 0.
+        step_size: Float > 0 in pixel units; default 0.2 * epsilon.
+        **shared: see `PGD` and `Attack`.
+    """
+
+    share = 0.2
+
+    def __init__(self, threat, steps=10, step_size=None, **shared):
+        super().__init__(threat, steps=steps, step_size=step_size, random_start=False, **shared)
+
+    @property
+    def name(self):
+        return f"{type(self).__name__}-{self.steps}"
+
+    def numbers(self):
+        found = super().numbers()
+        return found if self.step_size is not None else {"ratio": np.float32(self.share)}
+
+    def get_config(self):
+        return {k: v for k, v in super().get_config().items() if k != "random_start"}
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class MIM(BIM):
+    """Momentum iterative method (Dong et al., 2018): steps follow an accumulated gradient.
+
+    g_{k+1} = decay * g_k + grad / ||grad||_1 and x_{k+1} = P(x_k + step_size * ascent(g_{k+1})).
+    With `decay=0` it is BIM. Momentum makes the points transfer better to other models.
+
+    Args:
+        threat: `tr.threats.Threat`.
+        steps, step_size, **shared: see `BIM`.
+        decay: Float >= 0, how much of the accumulated gradient is kept.
+    """
+
+    def __init__(self, threat, steps=10, step_size=None, decay=1.0, **shared):
+        super().__init__(threat, steps=steps, step_size=step_size, **shared)
+        number = isinstance(decay, int | float | np.number) and not isinstance(decay, bool)
+        if not (number and 0 <= decay < np.inf):
+            raise ValueError(f"`decay` must be a number >= 0. Received: decay={decay!r}")
+        self.decay = float(decay)
+
+    def numbers(self):
+        return {**super().numbers(), "decay": np.float32(self.decay)}
+
+    def start(self, call):
+        return {**super().start(call), "velocity": tf.zeros_like(call.x)}
+
+    def heading(self, call, state, gradient):
+        axes = list(range(1, len(gradient.shape)))
+        length = tf.reduce_sum(tf.abs(gradient), axes, keepdims=True)
+        velocity = call.numbers["decay"] * state["velocity"]
+        velocity += gradient / tf.maximum(length, 1e-30)
+        return velocity, {"velocity": velocity}
+
+    def get_config(self):
+        return {**super().get_config(), "decay": self.decay}
+
+
+class SingleStep(PGD):
+    """One step whose end point is returned as it is."""
+
+    length = 1.0
+
+    def __init__(self, threat, loss="ce", random_start=False, **shared):
+        super().__init__(
+            threat, steps=1, random_start=random_start, last_iterate=True, loss=loss, **shared
+        )
+
+    @property
+    def name(self):
+        return type(self).__name__
+
+    def numbers(self):
+        return {"ratio": np.float32(self.length)}
+
+    def get_config(self):
+        fixed = ("steps", "step_size", "last_iterate")
+        return {k: v for k, v in super().get_config().items() if k not in fixed}
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class FGSM(SingleStep):
     """Fast gradient sign method (Goodfellow et al., 2015): one full step from x, clipped to [0, 1].
 
     With an L2 or L1 threat it takes that norm's steepest step of length epsilon.
 
     Args:
         threat: `tr.threats.Threat`.
-        loss, seed: see `Attack`.
+        loss: see `Attack`.
+        random_start: Take the step from a random point of the ball and project ("fast" FGSM-RS
+            of Wong et al., 2020, with a full step).
+        **shared: see `Attack`.
     """
 
-    def __init__(self, threat, loss="ce", seed=0):
-        super().__init__(
-            threat, steps=1, random_start=False, last_iterate=True, loss=loss, seed=seed
-        )
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class RFGSM(SingleStep):
+    """R+FGSM (Tramer et al., 2018), Guo et al.'s rFGS: a random step, then a gradient step.
+
+    x1 = clip(x + a sign(N(0, 1))), x' = clip(x1 + (epsilon - a) sign(grad at x1)), with
+    a = share * epsilon. In other norms both steps are of that norm's unit length.
+
+    Args:
+        threat: `tr.threats.Threat`.
+        loss: see `Attack`.
+        share: Float in [0, 1]; 0 is FGSM, 1 is noise alone.
+        **shared: see `Attack`.
+    """
+
+    def __init__(self, threat, loss="ce", share=0.5, **shared):
+        super().__init__(threat, loss=loss, **shared)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"`share` must lie in [0, 1]. Received: share={share!r}")
+        self.share = float(share)
 
     @property
     def name(self):
-        return "FGSM"
+        return "R+FGSM"
 
     def numbers(self):
-        return {"steps": np.int32(1), "ratio": np.float32(1.0)}
+        return {"ratio": np.float32(1.0 - self.share), "share": np.float32(self.share)}
+
+    def origin(self, call):
+        inside = self.threat.random_start(call.x, call.keys, call.epsilon)
+        away = self.threat.ascent(inside - call.x, call.x)
+        moved = call.x + call.numbers["share"] * call.epsilon * away
+        return self.threat.project(moved, call.x, call.epsilon)
 
     def get_config(self):
-        config = super().get_config()
-        return {name: config[name] for name in ("threat", "loss", "seed")}
+        config = {**super().get_config(), "share": self.share}
+        return {k: v for k, v in config.items() if k != "random_start"}

@@ -1,0 +1,213 @@
+"""What an attack is given and what it hands back: tensors only, so that nothing retraces."""
+
+import contextlib
+import dataclasses
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import buckets, losses
+
+
+def logits_of(model, x):
+    """Float32 logits of a Keras model in inference mode, or of any callable."""
+    out = model(x, training=False) if isinstance(model, keras.layers.Layer) else model(x)
+    return losses.as_logits(out)
+
+
+def per_row(values, x):
+    """`(batch,)` values, broadcast over the axes of x."""
+    return tf.reshape(values, (-1,) + (1,) * (len(x.shape) - 1))
+
+
+@dataclasses.dataclass
+class Call:
+    """One run of an attack on one batch, as its author sees it.
+
+    Attributes:
+        x, y: Clean images and integer labels.
+        keys: uint32 `(batch,)`, the noise key of each example in this run.
+        epsilon: Scalar, the radius (infinite where the smallest change of any size is wanted).
+        run: Scalar int, which restart or target.
+        active: Bool `(batch,)`; rows that are False are padding.
+        eager_stop: Bool: a row is done at its first success (evaluation), or the attack goes on
+            to the highest loss or smallest change (training, minimal distances).
+        numbers: The attack's tensor parameters.
+        goal: Labels `(batch,)` that the attacker wants to see, or None: any wrong one will do.
+        aim: Class `(batch,)` that a targeted loss points at in this run, or None.
+        draws: Forward passes that are averaged for each answer of the model.
+        queries, gradients: Passes per row so far, forward and backward.
+    """
+
+    model: Any
+    x: Any
+    y: Any
+    keys: Any
+    epsilon: Any
+    run: Any
+    active: Any
+    eager_stop: bool
+    numbers: dict
+    goal: Any = None
+    aim: Any = None
+    draws: int = 1
+    queries: int = 0
+    gradients: int = 0
+    _times: int = 1
+
+    def tally(self):
+        """(queries, gradients) traced so far."""
+        return self.queries, self.gradients
+
+    def charged(self, counts, before, rows, iterations):
+        """`counts` plus what was traced since the tally `before`, for `rows` that are 1."""
+        added = [now - then for then, now in zip(before, self.tally(), strict=True)]
+        return tuple(c + n * rows for c, n in zip(counts, [*added, iterations], strict=False))
+
+    @contextlib.contextmanager
+    def repeated(self, times):
+        """Counts what is traced once inside an inner loop as often as it runs."""
+        kept, self._times = self._times, self._times * times
+        yield
+        self._times = kept
+
+    def logits(self, x, copies=1):
+        """Float32 logits `(batch * copies, classes)`, averaged over `draws` passes.
+
+        Args:
+            x: Images; `copies` says how many of them belong to each row.
+        """
+        self.queries += copies * self.draws * self._times
+        if self.draws == 1:
+            return logits_of(self.model, x)
+        total = tf.zeros_like(logits_of(self.model, x[:1]))
+        total = tf.tile(total, (tf.shape(x)[0], 1))
+        _, total = tf.while_loop(
+            lambda i, _: i < self.draws,
+            lambda i, total: (i + 1, total + logits_of(self.model, x)),
+            (tf.constant(0), total),
+        )
+        return total / self.draws
+
+    def fooled(self, logits):
+        """Bool `(batch,)`: another class, or the goal, is strictly above the rest."""
+        if self.goal is None:
+            return losses.margin(logits, self.y) > 0
+        return losses.margin(logits, self.goal) < 0
+
+    def gradient(self, score, x):
+        """(loss, fooled, gradient by the input) of each row at `x`, all three averaged."""
+        self.queries += self.draws * self._times
+        self.gradients += self.draws * self._times
+
+        def once():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                logits = logits_of(self.model, x)
+                loss = score(logits)
+            gradient = tape.gradient(loss, x)
+            return logits, loss, tf.zeros_like(x) if gradient is None else gradient
+
+        if self.draws == 1:
+            logits, loss, gradient = once()
+            return loss, self.fooled(logits), gradient
+        first = once()
+        _, logits, loss, gradient = tf.while_loop(
+            lambda i, *_: i < self.draws,
+            lambda i, *sums: (i + 1, *(a + b for a, b in zip(sums, once(), strict=True))),
+            (tf.constant(1), *first),
+        )
+        return loss / self.draws, self.fooled(logits), gradient / self.draws
+
+
+def better(state, x, loss, fooled, freeze):
+    """`state` with its best point replaced where `x` is better.
+
+    Fooling points come first, then the highest loss; with `freeze` the first fooling point stays.
+
+    Args:
+        state: Dictionary with `best` (images), `loss` and `fooled` (rows).
+    """
+    wins = (fooled & ~state["fooled"]) | ((fooled == state["fooled"]) & (loss > state["loss"]))
+    if freeze:
+        wins = wins & ~state["fooled"]
+    return {
+        **state,
+        "best": tf.where(per_row(wins, x), x, state["best"]),
+        "loss": tf.where(wins, loss, state["loss"]),
+        "fooled": fooled | state["fooled"],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an attack did to each of n images; NumPy arrays.
+
+    Attributes:
+        x_adv: Images of the input's shape, legal for the threat.
+        fooled: Bool `(n,)`, by a fresh pass on `x_adv`: the largest wrong logit is strictly above
+            the true one (with a goal: the goal is strictly above all others).
+        distance: Norm of the change where fooled, else infinite.
+        queries, gradients: Forward and backward passes spent on each image.
+        iterations: Steps that each image took.
+    """
+
+    x_adv: np.ndarray
+    fooled: np.ndarray
+    distance: np.ndarray
+    queries: np.ndarray
+    gradients: np.ndarray
+    iterations: np.ndarray
+
+
+_forward = weakref.WeakKeyDictionary()
+
+
+def forward(model, x, draws=1):
+    """Logits of many images as NumPy `(n, classes)`, compiled once per bucket.
+
+    Args:
+        model: Keras classifier or callable images -> logits.
+        x: Images `(n, ...)`.
+        draws: Passes to average, for models whose answers are random.
+    """
+    if model not in _forward:
+        reference = weakref.ref(model)
+        _forward[model] = tf.function(
+            lambda images: logits_of(reference(), images), reduce_retracing=True
+        )
+    x = np.asarray(x)
+    passes = (
+        buckets.apply(lambda images, real: _forward[model](images), x) for _ in range(draws)
+    )
+    return sum(passes) / draws if draws > 1 else next(passes)
+
+
+def verdicts(model, x, y, goal=None, draws=1):
+    """True where the answer for `x` is not `y` (or is `goal`): a margin strictly above 0."""
+    logits = forward(model, x, draws)
+    if np.isnan(logits).any():
+        rows = np.flatnonzero(np.isnan(logits).any(-1))
+        raise ValueError(f"`model` must return finite logits. Received: NaN in row {rows[0]}")
+    if goal is not None:
+        return losses.margin(tf.constant(logits), tf.constant(goal)).numpy() < 0
+    return losses.margin(tf.constant(logits), tf.constant(y)).numpy() > 0
+
+
+@contextlib.contextmanager
+def unmoved(model, shift=0):
+    """Leaves the states of the model's random generators as they were; `shift` sets them apart."""
+    states = []
+    if isinstance(model, keras.Model):
+        found = model.non_trainable_variables
+        states = [(v, v.numpy()) for v in found if v.name == "seed_generator_state"]
+    for variable, value in states:
+        variable.assign(value + np.array([0, shift], value.dtype))
+    try:
+        yield
+    finally:
+        for variable, value in states:
+            variable.assign(value)
