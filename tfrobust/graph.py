@@ -267,6 +267,30 @@ def fused_activation(layer):
     return None if function is None or function is keras.activations.linear else function
 
 
+def dispatch(function, layer):
+    """The rule for `layer` in a `functools.singledispatch` function on the classes of layers.
+
+    A subclass of a stock layer does not inherit the stock layer's rule: its `call` may differ.
+    """
+    kind = type(layer)
+    found = next((c for c in kind.__mro__ if c in function.registry), object)
+    inherited = _stock(found) and not _stock(kind)
+    return function.registry[object] if inherited else function.dispatch(kind)
+
+
+def operations(module, names):
+    """Classes of layers or `keras.ops` operations by name; those an older Keras lacks are left out.
+
+    >>> [kind.__name__ for kind in operations(keras.layers, "Dense Denser")]
+    ['Dense']
+    """
+    return [getattr(module, name) for name in names.split() if hasattr(module, name)]
+
+
+def _stock(kind):
+    return kind.__module__.startswith("keras.")
+
+
 def _functional(model):
     """The Functional with the graph of `model` inside."""
     if not isinstance(model, keras.Model):

@@ -63,6 +63,16 @@ class Threat:
         """Direction of steepest ascent with norm at most 1; zero where the gradient is zero."""
         raise TypeError(f"{type(self).__name__} must define ascent()")
 
+    def box(self, x, epsilon=None):
+        """The pair (lower, upper) of images between which every legal point lies.
+
+        No pixel moves further than the whole change: |.|_inf <= |.|_2 <= |.|_1.
+        """
+        if self.norm not in NORMS:
+            raise TypeError(f"{type(self).__name__} must define box()")
+        epsilon = self.radius(epsilon)
+        return tf.maximum(x - epsilon, 0.0), tf.minimum(x + epsilon, 1.0)
+
     def get_config(self):
         return {"epsilon": self.epsilon}
 

@@ -23,7 +23,7 @@ from tfrobust import contract, graph
 from tfrobust.shrink import joins, linear  # noqa: F401  (they register their rules)
 from tfrobust.shrink.channelwise import PerChannel, Pointwise
 from tfrobust.shrink.gates import settle
-from tfrobust.shrink.rule import Channels, Rule, Whole, rule, rule_of
+from tfrobust.shrink.rule import Channels, Rule, Whole, rule
 
 __all__ = ["Channels", "PerChannel", "Pointwise", "Rule", "Whole", "compact", "rule"]
 
@@ -83,7 +83,9 @@ class Plan:
 
     def __init__(self, walked):
         self.graph = walked
-        self.rules = {node: rule_of(node) for node in walked.nodes}
+        self.rules = {
+            node: graph.dispatch(rule, node.layer)(node.layer, node) for node in walked.nodes
+        }
         self._by_name = {node.name: node for node in walked.nodes}
         self._outputs = {id(t) for t in walked.outputs}
         self._need = {}  # id of a tensor -> bool (channels,)

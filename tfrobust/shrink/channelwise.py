@@ -8,7 +8,7 @@ from keras.src.ops import nn, numpy
 
 from tfrobust import graph
 from tfrobust.layers.mask import Mask
-from tfrobust.shrink.rule import Channels, Rule, Whole, evaluate, operations, rule
+from tfrobust.shrink.rule import Channels, Rule, Whole, evaluate, rule
 
 _POINTWISE = """celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh
 leaky_relu linear log_sigmoid mish relu relu6 selu sigmoid silu soft_shrink softplus softsign
@@ -275,13 +275,13 @@ def _array(variable):
 rule.register(Mask, Gate)
 for _kind in (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity):
     rule.register(_kind, Pointwise)
-for _kind in operations(
+for _kind in graph.operations(
     nn,
     """Relu Relu6 Sigmoid Softplus Softsign SoftShrink Silu Squareplus LogSigmoid LeakyRelu
     HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold""",
-) + operations(numpy, "Tanh Clip Abs Absolute Exp Negative Square Sqrt"):
+) + graph.operations(numpy, "Tanh Clip Abs Absolute Exp Negative Square Sqrt"):
     rule.register(_kind, Pointwise)
-for _kind in operations(source_activations.activations, "ReLU Mish"):
+for _kind in graph.operations(source_activations.activations, "ReLU Mish"):
     rule.register(_kind, Pointwise)
 rule.register(layers.PReLU, PReLU)
 for _rank in "123":

@@ -8,7 +8,7 @@ from keras import layers
 from keras.src.ops import numpy
 
 from tfrobust import graph
-from tfrobust.shrink.rule import Channels, Rule, operations, rule
+from tfrobust.shrink.rule import Channels, Rule, rule
 
 
 class Join(Rule):
@@ -279,5 +279,5 @@ for _names, _rule in {
     "Take": Take,
 }.items():
     for _module in [layers] if _names == "Reshape" else [layers, numpy]:
-        for _kind in operations(_module, _names):
+        for _kind in graph.operations(_module, _names):
             rule.register(_kind, _rule)

@@ -7,7 +7,7 @@ from keras import layers
 
 from tfrobust import graph
 from tfrobust.shrink.channelwise import homogeneous, pointwise
-from tfrobust.shrink.rule import Channels, Rule, Whole, evaluate, operations, rule
+from tfrobust.shrink.rule import Channels, Rule, Whole, evaluate, rule
 
 
 class Kernel(Rule):
@@ -186,7 +186,7 @@ for _kind in (
     layers.Normalization,
     layers.Softmax,
     layers.MultiHeadAttention,
-    *operations(
+    *graph.operations(
         layers,
         """RandomFlip RandomRotation RandomTranslation RandomZoom RandomCrop RandomContrast
         RandomBrightness RandomShear CenterCrop Resizing""",

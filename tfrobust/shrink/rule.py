@@ -176,16 +176,6 @@ def rule(layer, node):
     )
 
 
-def rule_of(node):
-    """The rule for a node; a subclass of a stock layer does not inherit the stock layer's rule."""
-    kind = type(node.layer)
-    if not _stock(kind):
-        found = next((c for c in kind.__mro__ if c in rule.registry), object)
-        if _stock(found):
-            return rule.registry[object](node.layer, node)
-    return rule(node.layer, node)
-
-
 def own_parts_dropped(layer):
     """Config changes that remove constraints and regularizers which are not Keras's own."""
     changes = {}
@@ -194,15 +184,6 @@ def own_parts_dropped(layer):
         if own and key.endswith(("_constraint", "_regularizer")):
             changes[key] = None
     return changes
-
-
-def operations(module, names):
-    """Classes of `keras.ops` operations by name; those an older Keras lacks are left out."""
-    return [getattr(module, name) for name in names.split() if hasattr(module, name)]
-
-
-def _stock(kind):
-    return kind.__module__.startswith("keras.")
 
 
 def evaluate(layer, values):
