@@ -1,4 +1,4 @@
-"""Fixed batch sizes: compiled functions see 16, 32, 64, 128 or 256 rows and nothing else.
+"""Fixed batch sizes: compiled functions see 16, 32, 64 or up to 256 rows and nothing else.
 
 One graph per size is enough for any number of rows, and a row's result has the same bits in
 whichever company it comes (within one size: another one may change a convolution's last bits).
@@ -13,7 +13,7 @@ import contextlib
 import numpy as np
 import tensorflow as tf
 
-SIZES = (16, 32, 64, 128, 256)
+SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256)
 
 
 def size(count):

@@ -39,7 +39,8 @@ class Attack:
         eot: Integer >= 1: every answer and gradient of the model is averaged over so many passes
             (expectation over transformation; Athalye et al., 2018), for models that are random.
         on_failure: What comes back for images that were not broken: "best_loss", the point of
-            highest loss, or "clean", the image itself.
+            highest loss, or "clean", the image itself; with "clean" images that are wrong as they
+            are come back untouched as well.
 
     Call arguments:
         model: Keras classifier (called with `training=False`) or callable images -> logits.
@@ -271,21 +272,24 @@ class Attack:
             runs = [run] if run in runs else []
         x_adv, fooled = x.copy(), np.zeros(len(x), bool)
         counts, rows = np.zeros((3, len(x)), np.int64), np.arange(len(x))
+        if self.on_failure == "clean":
+            fooled = verdicts(model, x, y, goal, self.eot)
+            rows = np.flatnonzero(~fooled)
         for place, number in enumerate(runs):
+            if not len(rows):
+                break
             wanted = None if goal is None else goal[rows]
             part, spent = self.attempt(
                 model, x[rows], y[rows], index[rows], radius, number, wanted, eager_stop=True
             )
             counts[:, rows] += spent
-            broken = verdicts(model, part, y[rows], wanted, max(self.eot, 1))
+            broken = verdicts(model, part, y[rows], wanted, self.eot)
             take = np.ones(len(rows), bool) if place == 0 else broken
             if self.on_failure == "clean":
                 take = broken
             x_adv[rows[take]] = part[take]
             fooled[rows] = broken
             rows = rows[~broken]
-            if not len(rows):
-                break
         far = np.asarray(self.threat.distance(tf.constant(x_adv), tf.constant(x)))
         return Result(x_adv, fooled, np.where(fooled, far, np.inf), *counts)
 

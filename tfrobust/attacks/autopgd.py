@@ -212,8 +212,8 @@ class APGD(Attack):
 
     @property
     def name(self):
-        kinds = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr_targeted": "APGD-T"}
-        return kinds.get(self.loss, "APGD")
+        kinds = {"ce": "CE", "dlr": "DLR", "margin": "margin", "dlr_targeted": "T"}
+        return f"APGD-{kinds[self.loss]}" if self.loss in kinds else "APGD"
 
     @property
     def iterations(self):

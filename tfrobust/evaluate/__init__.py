@@ -11,7 +11,8 @@ pixel range were checked. With `state=` every finished chunk is written to a fil
 evaluation goes on from there to the same figures.
 """
 
-from tfrobust.evaluate.protocol import robustness, transfer
+from tfrobust.evaluate.protocol import robustness
+from tfrobust.evaluate.replay import transfer
 from tfrobust.evaluate.scores import (
     FAMILIES,
     AttackScore,

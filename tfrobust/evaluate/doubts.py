@@ -4,6 +4,7 @@ After Croce and Hein's AutoAttack checks and Carlini et al., "On Evaluating Adve
 (2019, https://arxiv.org/abs/1902.06705). `ADVICE` lists every code.
 """
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,7 +17,12 @@ ADVICE = {
         "Attacks need logits: bring the model into the contract with tr.models.prepare(model)."
     ),
     "stochastic_output": (
-        "Gradients and verdicts change from call to call: attack the average over many draws."
+        "Gradients and verdicts change from call to call: attack the average over many draws, with "
+        "tr.attacks.AutoAttack(threat, version='rand') or eot=20."
+    ),
+    "dynamic_defence": (
+        "A model that optimises while it answers needs an attack of its own (Croce et al., 2022); "
+        "gradients through it may be useless."
     ),
     "batch_dependent": (
         "Check that BatchNormalization runs with training=False; an attack on one image is "
@@ -42,6 +48,12 @@ ADVICE = {
         "At this radius every image can be turned into plain grey, so an attack that follows true "
         "gradients reaches chance: suspect masked gradients."
     ),
+    "loss_still_rising": "Give the attack more steps: it has not come to rest.",
+    "black_box_stronger": (
+        "Attacks without gradients should be weaker: the gradients mislead, so raise the budget of "
+        "Square and look for what hides them."
+    ),
+    "member_skipped": "The ensemble is weaker than its name says on this model.",
     "few_images": "Use 1,000 or more for a figure that is compared with others.",
 }
 
@@ -51,9 +63,13 @@ def flag(code, sentence, severity="doubt"):
     return Flag(code, sentence, ADVICE[code], severity)
 
 
-def probe(model, x, y, logits):
+def probe(model, x, y, logits, draws=1):
     """Flags that the first chunk gives away: output kind, randomness, batches, gradients."""
     flags = []
+    layers = model._flatten_layers() if isinstance(model, keras.Model) else ()
+    dynamic = [layer.name for layer in layers if getattr(layer, "declares_dynamic", False)]
+    if dynamic:
+        flags.append(flag("dynamic_defence", f"Layer {dynamic[0]} declares itself dynamic."))
     positive = logits.min() >= 0 and logits.max() <= 1
     if positive and np.abs(logits.sum(-1) - 1).max() <= 1e-5:
         flags.append(
@@ -65,7 +81,8 @@ def probe(model, x, y, logits):
     spread = max(float(np.abs(other - again[0]).max()) for other in again[1:])
     if spread > 1e-4 * scale:
         text = f"The same images gave logits {spread:.2g} apart in two calls."
-        return [*flags, flag("stochastic_output", text)]
+        severity = "doubt" if draws == 1 else "note"
+        return [*flags, flag("stochastic_output", text, severity)]
     half = some[: min(8, len(some))]
     # Two batches of the same bucket that differ in the companions only.
     pair = (np.concatenate([half, fill]) for fill in (np.repeat(half[:1], 8, 0), 1 - half))
@@ -85,7 +102,7 @@ def _gradients(model, x, y):
         images = tf.constant(x)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
-            total = tf.reduce_sum(loss(attacks.attack.logits_of(model, images), tf.constant(y)))
+            total = tf.reduce_sum(loss(attacks.logits_of(model, images), tf.constant(y)))
         gradient = tape.gradient(total, images)
         if gradient is None:
             return len(x)
@@ -103,8 +120,73 @@ def _gradients(model, x, y):
     return []
 
 
-def review(scores):
-    """Flags that the finished figures give away."""
+def probe_survivors(plan, x, y, right):
+    """Flags that more effort on images of the first chunk gives away, `right` under all attacks."""
+    flags, rows = [], np.flatnonzero(right)[:PROBED]
+    iterated = [a for a in plan.attacks.values() if isinstance(a, attacks.PGD) and a.steps > 1]
+    if len(rows) and iterated:
+        flags += _unfinished(plan.model, iterated[0], x[rows], y[rows], rows)
+    if len(rows) and plan.attacks and plan.second_opinion:
+        threat, rows = next(iter(plan.attacks.values())).threat, rows[: plan.second_opinion]
+        for attack in (
+            attacks.Noise(threat, tries=1000),
+            attacks.from_cleverhans("spsa", threat, nb_iter=50),
+        ):
+            count = int(attack.result(plan.model, x[rows], y[rows], index=rows).fooled.sum())
+            if count:
+                text = f"{attack.name} broke {count} of {len(rows)} images that all attacks left."
+                flags.append(flag("black_box_stronger", text))
+    return flags
+
+
+def _unfinished(model, attack, x, y, index):
+    config = attack.get_config()
+    numbers = attack.tensors()["ratio"] * attack.threat.epsilon
+    known = {"steps": 2 * attack.steps, "step_size": float(numbers) or None}
+    longer = type(attack).from_config({**config, **{k: known[k] for k in known if k in config}})
+
+    def height(images):
+        logits = attacks.forward(model, images)
+        return float(losses.margin(tf.constant(logits), tf.constant(y)).numpy().mean())
+
+    start, end = height(x), height(attack(model, x, y, index=index))
+    later = height(longer(model, x, y, index=index))
+    if later - end <= 0.1 * abs(end - start):
+        return []
+    text = (
+        f"Twice the steps of {attack.name} lift the margin of {len(x)} images that it left from "
+        f"{end:.3g} to {later:.3g} (without attack {start:.3g})."
+    )
+    return [flag("loss_still_rising", text)]
+
+
+def _black_box(scores, table):
+    """Images that only attacks without gradients broke."""
+    records = scores.records
+    blind = seen = ~records["clean"]
+    for name, attack in table.items():
+        broken = records["clean"] & ~records[name]
+        for member, runs in getattr(attack, "members", ()):
+            by = records[f"{name}: run"]
+            mine = (by >= runs.start) & (by < runs.stop)
+            broken = broken & ~mine
+            if getattr(member, "white_box", True):
+                seen = seen | mine
+            else:
+                blind = blind | mine
+        if getattr(attack, "white_box", True):
+            seen = seen | broken
+        else:
+            blind = blind | broken
+    return int((blind & ~seen).sum())
+
+
+def review(scores, table=None):
+    """Flags that the finished figures give away.
+
+    Args:
+        table: {name: attack} of what was run.
+    """
     flags, rates = [], {name: rate.value for name, rate in scores.families.items()}
 
     def percent(name):
@@ -114,6 +196,14 @@ def review(scores):
         if score.illegal:
             text = f"{score.name} returned {score.illegal} points outside of {score.threat}."
             flags.append(flag("illegal_points", text))
+        for member, reason in score.skipped.items():
+            text = f"{score.name} was run without {member}: {reason}."
+            flags.append(flag("member_skipped", text, "note"))
+    if table and scores.records:
+        count = _black_box(scores, table)
+        if count > 0.002 * scores.n:
+            text = f"{count} of {scores.n} images were broken by attacks without gradients only."
+            flags.append(flag("black_box_stronger", text))
     strong = [name for name in FAMILIES[2:] if name in rates]
     if scores.attacks and not strong:
         names = ", ".join(score.name for score in scores.attacks)

@@ -79,6 +79,33 @@ class Flag:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distances:
+    """Smallest changes that an attack found, over the images it attacked.
+
+    Attributes:
+        found, attacked: Images.
+        mean: Over those found, in the norm of the threat.
+        median: Over all attacked, or None if it was not found for half of them.
+        mean_all: Sum over all images of the evaluation, 0 for those wrong without attack, divided
+            by their number: Guo et al.'s r_2. None unless all were found.
+    """
+
+    found: int
+    attacked: int
+    mean: float | None
+    median: float | None
+    mean_all: float | None
+
+    def __str__(self):
+        shown = [
+            f"{name} {value:.4g}"
+            for name, value in (("mean", self.mean), ("median", self.median))
+            if value is not None
+        ]
+        return f"smallest change {', '.join(shown)} ({self.found} of {self.attacked} found)"
+
+
+@dataclasses.dataclass(frozen=True)
 class AttackScore:
     """Robust accuracy under one attack: right without it and not fooled by it.
 
@@ -89,6 +116,10 @@ class AttackScore:
         runs: Restarts x targets.
         config: The attack's `get_config()`.
         illegal: Points outside the threat, which never count as success.
+        parts: Tuple of (member, `Rate` after it and all before it) of an ensemble.
+        queries, gradients: Mean number of passes spent on an attacked image, or None if unknown.
+        distances: `Distances` of an attack that looks for the smallest change, or None.
+        skipped: {member: reason} of an ensemble's members that did not fit the model.
     """
 
     name: str
@@ -98,13 +129,26 @@ class AttackScore:
     runs: int = 1
     config: dict = dataclasses.field(default_factory=dict)
     illegal: int = 0
+    parts: tuple = ()
+    queries: float | None = None
+    gradients: float | None = None
+    distances: Distances | None = None
+    skipped: dict = dataclasses.field(default_factory=dict)
 
     def to_dict(self):
-        return {**dataclasses.asdict(self), "rate": self.rate.to_dict()}
+        parts = [[name, rate.to_dict()] for name, rate in self.parts]
+        return {**dataclasses.asdict(self), "rate": self.rate.to_dict(), "parts": parts}
 
     @classmethod
     def from_dict(cls, values):
-        return cls(**{**values, "rate": Rate.from_dict(values["rate"])})
+        parts = tuple((name, Rate.from_dict(rate)) for name, rate in values.get("parts", ()))
+        distances = values.get("distances")
+        changed = {
+            "rate": Rate.from_dict(values["rate"]),
+            "parts": parts,
+            "distances": distances and Distances(**distances),
+        }
+        return cls(**{**values, **changed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +192,13 @@ class Scores:
         families: {family: `Rate`}: the worst case over the family's attacks for each image.
         joint: `Rate` of images that no attack broke.
         curve: `Curve` or None.
+        per_class: For each class (images, right without attack, right under all attacks).
         flags: Tuple of `Flag`.
         cascade: Whether later attacks saw survivors only.
         seconds: Time spent, resumed parts included.
-        records: Per-image arrays (`label`, `clean` and one bool array per attack, True where the
-            image stayed right); they are not part of `to_dict()`.
+        records: Per-image arrays: `label`, `clean`, `joint`, one bool array per attack (True where
+            the image stayed right), and what it cost: "NAME: run" (the run that broke it, or -1),
+            "NAME: queries", "NAME: gradients", "NAME: distance". Not part of `to_dict()`.
     """
 
     n: int
@@ -162,6 +208,7 @@ class Scores:
     families: dict
     joint: Rate
     curve: Curve | None = None
+    per_class: tuple = ()
     flags: tuple = ()
     cascade: bool = False
     seconds: float = 0.0
@@ -183,6 +230,7 @@ class Scores:
             "families": {name: rate.to_dict() for name, rate in self.families.items()},
             "joint": self.joint.to_dict(),
             "curve": self.curve and self.curve.to_dict(),
+            "per_class": [list(counts) for counts in self.per_class],
             "flags": [flag.to_dict() for flag in self.flags],
             "cascade": self.cascade,
             "seconds": self.seconds,
@@ -198,6 +246,7 @@ class Scores:
             families={name: Rate.from_dict(r) for name, r in values["families"].items()},
             joint=Rate.from_dict(values["joint"]),
             curve=values["curve"] and Curve.from_dict(values["curve"]),
+            per_class=tuple(map(tuple, values.get("per_class", ()))),
             flags=tuple(Flag(**flag) for flag in values["flags"]),
             cascade=values["cascade"],
             seconds=values["seconds"],
@@ -206,12 +255,40 @@ class Scores:
     def _lines(self):
         yield "clean", "", self.clean
         for score in self.attacks:
+            for name, rate in score.parts[:-1]:
+                yield f"  after {name}", "", rate
             yield score.name, score.threat, score.rate
         for family in FAMILIES[1:]:
             if family not in self.families:
                 yield family, "", None
         if self.attacks:
             yield "worst case of all", "", self.joint
+
+    def _notes(self):
+        if self.cascade:
+            yield "Cascade: each line is what is left after all attacks down to it."
+        if self.curve:
+            yield (
+                f"Mean accuracy over {self.curve.attack} radii 0 to "
+                f"{self.curve.epsilons[-1]:g}: {100 * self.curve.auc:.2f} %"
+            )
+        for score in self.attacks:
+            spent = score.queries and f"{score.queries:,.0f} forward and {score.gradients:,.0f} "
+            parts = [] if score.distances is None else [str(score.distances)]
+            parts += [f"{spent}backward passes an image"] if spent else []
+            if parts:
+                yield f"{score.name}: {'; '.join(parts)}"
+            for member, reason in score.skipped.items():
+                yield f"{score.name} without {member}: {reason}"
+        right = [(robust / n, label) for label, (n, _, robust) in enumerate(self.per_class) if n]
+        if self.attacks and len(right) > 1:
+            (low, worst), (high, best) = min(right), max(right)
+            yield (
+                f"By class from {100 * low:.1f} % (class {worst}) to {100 * high:.1f} % "
+                f"(class {best}) in the worst case"
+            )
+        for flag in self.flags:
+            yield f"{flag.severity}: {flag}"
 
     def __rich__(self):
         from rich.console import Group
@@ -228,26 +305,17 @@ class Scores:
                 continue
             interval = f"{100 * rate.low:.1f} to {100 * rate.high:.1f}"
             table.add_row(name, threat, f"{100 * rate.value:.2f}", interval)
-        notes = []
-        if self.cascade:
-            notes.append("Cascade: each line is what is left after all attacks down to it.")
-        if self.curve:
-            notes.append(
-                f"Mean accuracy over {self.curve.attack} radii 0 to "
-                f"{self.curve.epsilons[-1]:g}: {100 * self.curve.auc:.2f} %"
-            )
-        notes += [f"{flag.severity}: {flag}" for flag in self.flags]
         # Sentences hold brackets, which rich would read as markup.
         from rich.text import Text
 
-        return Group(table, *(Text(note) for note in notes))
+        return Group(table, *(Text(note) for note in self._notes()))
 
     def __str__(self):
         lines = [f"{self.n} images, 95 % intervals in brackets"]
         for name, threat, rate in self._lines():
             label = f"{name} {threat}".strip()
             lines.append(f"  {label:<32} {'not run' if rate is None else rate}")
-        lines += [f"  {flag.severity}: {flag}" for flag in self.flags]
+        lines += [f"  {note}" for note in self._notes()]
         return "\n".join(lines)
 
 

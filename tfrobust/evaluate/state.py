@@ -1,7 +1,8 @@
-"""The state file: what is finished, for which model, attacks and data."""
+"""The state file: which chunks and runs are finished, for which model, attacks and data."""
 
 import hashlib
 import json
+import time
 import zipfile
 
 import keras
@@ -9,7 +10,8 @@ import numpy as np
 
 from tfrobust import files
 
-_VERSION = 1
+_VERSION = 2
+_PAUSE = 5.0  # seconds between two writes of unfinished chunks
 
 
 def digest(*arrays):
@@ -44,7 +46,7 @@ def of_model(model, logits):
 
 
 class State:
-    """Finished chunks of one evaluation, in memory and, with a path, in a file.
+    """Finished chunks of one evaluation and runs of the next, in memory and, with a path, a file.
 
     Args:
         path: File name or None.
@@ -59,6 +61,8 @@ class State:
         self.path = None if path is None else files.target(path, "state")
         self.identity = json.loads(json.dumps(identity))
         self.chunks, self.notes, self.seconds, self.records = [], {}, 0.0, {}
+        self.partial, self.chunk = {}, None
+        self._clock = self._written = time.perf_counter()
         if self.path is None:
             return
         if self.path.exists():
@@ -66,15 +70,37 @@ class State:
         else:
             self._save()
 
-    def add(self, chunk, records, seconds):
+    def begin(self, chunk):
+        """Starts on a chunk; finished runs of another one are forgotten."""
+        self._clock = time.perf_counter()
+        if chunk != self.chunk:
+            self.chunk, self.partial = chunk, {}
+
+    def kept(self, number, name):
+        """Arrays that `keep` was given last for the attack in this chunk: {} if none."""
+        place = f"{number}/{name}/"
+        return {k[len(place) :]: v for k, v in self.partial.items() if k.startswith(place)}
+
+    def keep(self, number, name, **arrays):
+        """Keeps what is known of one attack in the unfinished chunk."""
+        self.partial.update({f"{number}/{name}/{k}": v.copy() for k, v in arrays.items()})
+        if self.path is not None and time.perf_counter() - self._written > _PAUSE:
+            self._save()
+
+    def add(self, chunk, records):
         """Adds a finished chunk: its hash and one array per record."""
         self.chunks.append(chunk)
         for name, values in records.items():
             known = self.records.get(name)
             self.records[name] = values if known is None else np.concatenate([known, values])
-        self.seconds += seconds
+        self.partial, self.chunk = {}, None
+        self._count()
         if self.path is not None:
             self._save()
+
+    def _count(self):
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
 
     def check(self, number, chunk):
         """Refuses a finished chunk that held other data."""
@@ -96,8 +122,10 @@ class State:
         try:
             with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as content:
                 meta = json.loads(str(content["meta"]))
-                names = meta["records"]
-                records = {name: content[f"record_{i}"] for i, name in enumerate(names)}
+                records, partial = (
+                    {name: content[f"{kind}_{i}"] for i, name in enumerate(meta[kind])}
+                    for kind in ("records", "partial")
+                )
         except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"`state` must be a file that an earlier evaluation wrote. Received: {self.path}"
@@ -109,8 +137,11 @@ class State:
                 self._refuse(what)
         self.records, self.chunks = records, meta["chunks"]
         self.notes, self.seconds = meta["notes"], meta["seconds"]
+        self.partial, self.chunk = partial, meta["chunk"]
 
     def _save(self):
+        self._count()
+        self._written = time.perf_counter()
         meta = {
             "version": _VERSION,
             "identity": self.identity,
@@ -118,8 +149,11 @@ class State:
             "notes": self.notes,
             "seconds": self.seconds,
             "records": list(self.records),
+            "partial": list(self.partial),
+            "chunk": self.chunk,
         }
-        arrays = {f"record_{i}": values for i, values in enumerate(self.records.values())}
+        arrays = {f"records_{i}": values for i, values in enumerate(self.records.values())}
+        arrays |= {f"partial_{i}": values for i, values in enumerate(self.partial.values())}
 
         def save(name):
             with open(name, "wb") as file:  # np.savez would add a suffix to a bare name
