@@ -17,6 +17,12 @@ ATTACKS = [
     attacks.APGD(threats.Linf(0.1), steps=10),
     attacks.APGD(threats.L2(0.7), steps=10, loss="dlr"),
     attacks.APGD(threats.Linf(0.1), steps=10, loss="dlr_targeted", targets=3),
+    attacks.APGD(threats.L1(3.0), steps=10, large_radius=True),
+    attacks.FGSM(threats.Linf(0.1), random_start=True),
+    attacks.RFGSM(threats.Linf(0.1)),
+    attacks.BIM(threats.Linf(0.1), steps=5),
+    attacks.MIM(threats.Linf(0.1), steps=5),
+    attacks.MIM(threats.L2(0.7), steps=5, on_failure="clean"),
 ]
 
 MASKS = [layers.BetaBernoulliMask]
@@ -24,6 +30,15 @@ MASKS = [layers.BetaBernoulliMask]
 
 def attack_id(attack):
     return f"{attack.name}-{attack.threat.norm}-{attack.loss}"
+
+
+def fitting(attack, classes):
+    """Whether the attack can be run on a model with so many classes."""
+    try:
+        attack.check_classes(classes)
+    except ValueError:
+        return False
+    return True
 
 
 def images(count=8, shape=(8, 8, 1), seed=0):

@@ -273,7 +273,11 @@ def test_callable_models_and_single_logits():
         (lambda: attacks.PGD(threats.Linf(0.1), step_size=0), ValueError, "`step_size`"),
         (lambda: attacks.PGD(threats.Linf(0.1), loss="cw"), ValueError, "`loss` must be"),
         (lambda: attacks.PGD(threats.Linf(0.1), restarts=0), ValueError, "`restarts`"),
-        (lambda: attacks.APGD(threats.L1(1.0)), ValueError, "`threat` must be"),
+        (lambda: attacks.APGD(threats.Linf(0.1), large_radius=True), ValueError, "`large_rad"),
+        (lambda: attacks.PGD(threats.Linf(0.1), eot=0), ValueError, "`eot`"),
+        (lambda: attacks.PGD(threats.Linf(0.1), on_failure="x"), ValueError, "`on_failure`"),
+        (lambda: attacks.MIM(threats.Linf(0.1), decay=-1), ValueError, "`decay`"),
+        (lambda: attacks.RFGSM(threats.Linf(0.1), share=2), ValueError, "`share`"),
         (lambda: attacks.APGD(threats.Linf(0.1), loss="dlr_targeted"), ValueError, "`targets`"),
     ],
 )
