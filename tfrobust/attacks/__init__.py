@@ -7,20 +7,32 @@ x_adv = attack(model, x, y)
 from tfrobust.attacks.attack import Attack, classes_of_callable
 from tfrobust.attacks.autopgd import APGD
 from tfrobust.attacks.call import Call, Result, forward, logits_of, verdicts
+from tfrobust.attacks.deepfool import DeepFool
+from tfrobust.attacks.descent import DDN, CarliniWagner
+from tfrobust.attacks.fab import FAB
 from tfrobust.attacks.gradient import BIM, FGSM, MIM, PGD, RFGSM
 from tfrobust.attacks.minimum import MinimumNorm
+from tfrobust.attacks.square import Square
+from tfrobust.attacks.worst_case import AutoAttack, WorstCase
 
 __all__ = [
     "APGD",
     "Attack",
+    "AutoAttack",
     "BIM",
     "Call",
+    "CarliniWagner",
+    "DDN",
+    "DeepFool",
+    "FAB",
     "FGSM",
     "MIM",
     "MinimumNorm",
     "PGD",
     "RFGSM",
     "Result",
+    "Square",
+    "WorstCase",
     "classes_of_callable",
     "forward",
     "logits_of",

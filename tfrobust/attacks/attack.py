@@ -38,6 +38,7 @@ class Attack:
         seed: Integer, seed of all randomness.
         eot: Integer >= 1: every answer and gradient of the model is averaged over so many passes
             (expectation over transformation; Athalye et al., 2018), for models that are random.
+            Above 1 every row takes all steps: a first success may be luck.
         on_failure: What comes back for images that were not broken: "best_loss", the point of
             highest loss, or "clean", the image itself; with "clean" images that are wrong as they
             are come back untouched as well.
@@ -59,6 +60,7 @@ class Attack:
     """
 
     stride = 20
+    white_box = True  # whether it follows gradients of the attacked model
 
     def __init__(
         self, threat, loss="ce", restarts=1, targets=0, seed=0, eot=1, on_failure="best_loss"
@@ -280,7 +282,7 @@ class Attack:
                 break
             wanted = None if goal is None else goal[rows]
             part, spent = self.attempt(
-                model, x[rows], y[rows], index[rows], radius, number, wanted, eager_stop=True
+                model, x[rows], y[rows], index[rows], radius, number, wanted, eager_stop=self.eot == 1
             )
             counts[:, rows] += spent
             broken = verdicts(model, part, y[rows], wanted, self.eot)
