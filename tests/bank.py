@@ -23,6 +23,13 @@ ATTACKS = [
     attacks.BIM(threats.Linf(0.1), steps=5),
     attacks.MIM(threats.Linf(0.1), steps=5),
     attacks.MIM(threats.L2(0.7), steps=5, on_failure="clean"),
+    attacks.DDN(threats.L2(0.7), steps=10),
+    attacks.DeepFool(threats.L2(0.7), steps=5),
+    attacks.DeepFool(threats.Linf(0.1), steps=5, candidates=3),
+    attacks.CarliniWagner(threats.L2(0.7), search_steps=3, steps=10, initial_const=0.1),
+    attacks.FAB(threats.Linf(0.1), steps=5, restarts=2),
+    attacks.FAB(threats.L2(0.7), steps=5, targets=3),
+    attacks.FAB(threats.L1(3.0), steps=5, targets=3),
 ]
 
 MASKS = [layers.BetaBernoulliMask]

@@ -83,12 +83,10 @@ class Call:
         self.queries += copies * self.draws * self._times
         if self.draws == 1:
             return logits_of(self.model, x)
-        total = tf.zeros_like(logits_of(self.model, x[:1]))
-        total = tf.tile(total, (tf.shape(x)[0], 1))
         _, total = tf.while_loop(
             lambda i, _: i < self.draws,
             lambda i, total: (i + 1, total + logits_of(self.model, x)),
-            (tf.constant(0), total),
+            (tf.constant(1), logits_of(self.model, x)),
         )
         return total / self.draws
 
@@ -121,6 +119,28 @@ class Call:
             (tf.constant(1), *first),
         )
         return loss / self.draws, self.fooled(logits), gradient / self.draws
+
+    def pullback(self, x):
+        """(logits, back): `back(weights)` is the gradient by `x` of each row's weighted logits.
+
+        One forward pass serves any number of gradients; with `draws` each of them is an average
+        of its own.
+        """
+        if self.draws > 1:
+            return self.logits(x), lambda weights: self.gradient(
+                lambda logits: tf.reduce_sum(weights * logits, -1), x
+            )[2]
+        self.queries += self._times
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = logits_of(self.model, x)
+
+        def back(weights):
+            self.gradients += self._times
+            gradient = tape.gradient(logits, x, output_gradients=weights)
+            return tf.zeros_like(x) if gradient is None else gradient
+
+        return logits, back
 
 
 def better(state, x, loss, fooled, freeze):
@@ -187,8 +207,12 @@ def forward(model, x, draws=1):
 
 
 def verdicts(model, x, y, goal=None, draws=1):
-    """True where the answer for `x` is not `y` (or is `goal`): a margin strictly above 0."""
-    logits = forward(model, x, draws)
+    """True where the answer for `x` is not `y` (or is `goal`): a margin strictly above 0.
+
+    A model with random generators answers alike every time: they stay where they are.
+    """
+    with unmoved(model):
+        logits = forward(model, x, draws)
     if np.isnan(logits).any():
         rows = np.flatnonzero(np.isnan(logits).any(-1))
         raise ValueError(f"`model` must return finite logits. Received: NaN in row {rows[0]}")

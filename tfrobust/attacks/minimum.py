@@ -30,9 +30,9 @@ class MinimumNorm(Attack):
         return {"best": call.x, "distance": tf.fill(tf.shape(call.x)[:1], np.inf)}
 
     def closer(self, call, state, x, fooled):
-        """`state` with `x` as the best point where it fools and is nearer."""
+        """`state` with `x` as the best point of open rows where it fools and is nearer."""
         distance = self.threat.distance(x, call.x)
-        wins = fooled & (distance < state["distance"])
+        wins = fooled & (distance < state["distance"]) & self.open(call, state)
         return {
             **state,
             "best": tf.where(per_row(wins, x), x, state["best"]),
