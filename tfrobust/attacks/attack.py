@@ -281,9 +281,8 @@ class Attack:
             if not len(rows):
                 break
             wanted = None if goal is None else goal[rows]
-            part, spent = self.attempt(
-                model, x[rows], y[rows], index[rows], radius, number, wanted, eager_stop=self.eot == 1
-            )
+            given = (model, x[rows], y[rows], index[rows], radius, number, wanted)
+            part, spent = self.attempt(*given, eager_stop=self.eot == 1)
             counts[:, rows] += spent
             broken = verdicts(model, part, y[rows], wanted, self.eot)
             take = np.ones(len(rows), bool) if place == 0 else broken
