@@ -30,6 +30,9 @@ ATTACKS = [
     attacks.FAB(threats.Linf(0.1), steps=5, restarts=2),
     attacks.FAB(threats.L2(0.7), steps=5, targets=3),
     attacks.FAB(threats.L1(3.0), steps=5, targets=3),
+    attacks.Square(threats.Linf(0.1), queries=30),
+    attacks.Square(threats.L2(0.7), queries=30),
+    attacks.Square(threats.L1(3.0), queries=30, rescale=True),
 ]
 
 MASKS = [layers.BetaBernoulliMask]

@@ -31,6 +31,12 @@ def sizes(x):
     return (shape[:-1], shape[-1]) if len(shape) > 2 else (shape, 1)
 
 
+def grid(x):
+    """`x` with the axes of `sizes`: `(batch, *spatial, channels)`."""
+    spatial, channels = sizes(x)
+    return tf.reshape(x, (-1, *spatial, channels))
+
+
 @functools.cache
 def bump(side, axes, power, decay):
     """Two halves of opposite sign, split along the first axis, of equal norm; together of norm 1.
@@ -44,7 +50,7 @@ def bump(side, axes, power, decay):
         decay: Exponent of the weights.
 
     >>> bump(3, axes=1, power=1, decay=2).round(3).tolist()
-    [0.5, -0.167, -0.333]
+    [0.5, -0.083, -0.417]
     """
     found = np.zeros((side,) * axes)
     for sign, first, last in ((1.0, 0, side // 2), (-1.0, side // 2, side)):
@@ -247,8 +253,8 @@ class Square(Attack):
 
     def _kept(self, call, state, change):
         """`state` with the changed image where that is better."""
-        x = tf.reshape(change, tf.shape(call.x)) + call.x
-        x = tf.clip_by_value(x, 0.0, 1.0)
+        x = tf.clip_by_value(grid(call.x) + change, 0.0, 1.0)
+        x = tf.reshape(x, tf.shape(call.x))
         logits = call.logits(x)
         return better(state, x, self.score(call)(logits), call.fooled(logits), call.eager_stop)
 
@@ -256,15 +262,16 @@ class Square(Attack):
         change = self.rule.first(noise.fold(call.keys, 0), *sizes(call.x), call.epsilon)
         rows = tf.zeros(tf.shape(call.x)[:1])
         nothing = {"best": call.x, "loss": rows - np.inf, "fooled": rows > 0}
-        return self._kept(call, nothing, tf.zeros_like(call.x) + change)
+        return self._kept(call, nothing, change)
 
     def step(self, call, i, state):
         spatial, channels = sizes(call.x)
-        level = tf.reduce_sum(tf.cast(tf.cast(i, tf.float32) >= call.numbers["halved"], tf.int32))
+        past = tf.cast(i, tf.float32) >= call.numbers["halved"]
         draws = self.rule.draws(len(spatial), channels)
         unit = noise.uniform(noise.fold(call.keys, i + 1), (draws,))
-        change = tf.reshape(state["best"] - call.x, (-1, *spatial, channels))
-        change = self.rule.move(unit, change, level, self.sides(spatial), call.epsilon)
+        level, sides = tf.math.count_nonzero(past, dtype=tf.int32), self.sides(spatial)
+        change = grid(state["best"] - call.x)
+        change = self.rule.move(unit, change, level, sides, call.epsilon)
         return self._kept(call, state, change)
 
     def get_config(self):
