@@ -1,5 +1,7 @@
 """Judging and shipping one MNIST net: all attacks, files, latency, card.
 
+AutoAttack follows in its own recipe: python -m recipes.autoattack.
+
 `ship` writes into saved_models/<name>/ model.keras, model.tflite, model_int8.tflite and the card.
 """
 

@@ -57,3 +57,10 @@ def test_mnist_front_with_twins(folder, tmp_path):
 def test_mnist_at(folder, tmp_path):
     run("mnist_at", "--data-dir", folder, "--work", tmp_path)
     assert (tmp_path / "smoke" / "mnist_at" / "card.html").exists()
+
+
+def test_autoattack_of_saved_models(folder, tmp_path):
+    flags = ("--data-dir", folder, "--work", tmp_path, "--only", "mnist_anp_vs_6x")
+    out = run("autoattack", *flags)
+    for word in ("mnist_anp_vs_6x", "after FAB-T", "worst case of all"):
+        assert word in out

@@ -19,7 +19,8 @@ The JSON file is the source; the page is made from it alone: `tr.report.load(pat
 again, on any machine.
 """
 
+from tfrobust.report.amend import amended
 from tfrobust.report.card import Card, card, load, table
 from tfrobust.report.entry import Entry
 
-__all__ = ["Card", "Entry", "card", "load", "table"]
+__all__ = ["Card", "Entry", "amended", "card", "load", "table"]

@@ -161,9 +161,9 @@ def card(
         "threat": threat and _threat(threat),
         "reference": reference,
         "models": parts,
-        "limits": [*limits, *_limits(parts)],
+        "limits": [*limits, *standing_limits(parts)],
     }
-    values["summary"] = summary or _summary(values)
+    values["summary"] = summary or headline(values)
     return Card(finite(values))
 
 
@@ -222,7 +222,7 @@ def strongest(part):
     return name, rates.get(name)
 
 
-def _summary(values):
+def headline(values):
     """One sentence on the smallest model that was attacked; of equals, the most robust."""
 
     def order(part):
@@ -246,7 +246,8 @@ def _summary(values):
     return text + "."
 
 
-def _limits(parts):
+def standing_limits(parts):
+    """What the figures of these models do not show, whatever they are."""
     found = [
         "Robust accuracy is an upper bound: it counts the images that the attacks named here did "
         "not break, and nothing is proven about any image.",
