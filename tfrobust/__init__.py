@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 from tfrobust import (
     attacks,
+    bounds,
     buckets,
     contract,
     data,
@@ -36,6 +37,7 @@ from tfrobust import (
 
 __all__ = [
     "attacks",
+    "bounds",
     "buckets",
     "contract",
     "data",

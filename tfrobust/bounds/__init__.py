@@ -1,0 +1,148 @@
+"""Bounds: what a model can do at most, for *every* point of a threat's ball.
+
+    lower, upper = tr.bounds.interval(model, x, tr.threats.Linf(0.1))     # of each logit
+    certified = tr.bounds.certified(model, x, y, tr.threats.Linf(0.1))    # no attack can succeed
+
+Interval bound propagation: boxes are pushed through the layers, each by a rule dispatched on its
+class (`rule`); register one for a layer of your own:
+
+    tr.bounds.register(MyActivation, tr.bounds.Monotone)
+
+Bounds hold in inference (moving statistics, no dropout, the mask that `expected()` gives) and for
+every norm by the smallest box around its ball. `Program` holds the same as tensor functions, for
+certified training.
+"""
+
+import weakref
+
+import tensorflow as tf
+
+from tfrobust import buckets, contract
+from tfrobust.bounds import elementwise, joins, kernels  # noqa: F401  (they register their rules)
+from tfrobust.bounds.program import Program
+from tfrobust.bounds.rule import Box, Monotone, Pointwise, Rule, register, rule
+from tfrobust.threats import Threat
+
+__all__ = [
+    "Box",
+    "Monotone",
+    "Pointwise",
+    "Program",
+    "Rule",
+    "certified",
+    "interval",
+    "margins",
+    "register",
+    "rule",
+]
+
+
+def interval(model, x, threat, epsilon=None):
+    """Bounds of every logit over all legal points of the threat around each image.
+
+    Args:
+        model: Functional Keras classifier.
+        x: Float images in [0, 1], `(batch, ...)`.
+        threat: `tr.threats.Linf`; the bounds for L2 and L1 are those of the box around their ball,
+            |.|_inf <= |.|_2 <= |.|_1: sound, but looser than the ball allows.
+        epsilon: Float, radius instead of the threat's.
+
+    Returns:
+        `(lower, upper)`, NumPy arrays of the shape of the model's output.
+
+    Raises:
+        TypeError: a layer without a rule, or not a functional model.
+        ValueError: images outside of [0, 1], a layer of half precision or of several results.
+
+    Reference: Gowal et al. (2018), On the effectiveness of interval bound propagation for training
+    verifiably robust models, https://arxiv.org/abs/1810.12715.
+
+    Example: 1 - 2 x, with x in [0.4, 0.6].
+
+    >>> import keras, numpy as np
+    >>> from tfrobust import threats
+    >>> image = keras.Input((1,))
+    >>> net = keras.Model(image, keras.layers.Dense(1)(image))
+    >>> net.set_weights([np.array([[-2.0]]), np.array([1.0])])
+    >>> lower, upper = interval(net, np.array([[0.5]]), threats.Linf(0.1))
+    >>> round(float(lower[0, 0]), 6), round(float(upper[0, 0]), 6)
+    (-0.2, 0.2)
+    """
+    x = _images(model, x)
+    both = _apply(_stacked, model, *_box(threat, x, epsilon))
+    return both[:, 0], both[:, 1]
+
+
+def margins(model, x, y, threat, epsilon=None):
+    """Lower bounds of the margin z_y - max z_k, k != y, over all legal points around each image.
+
+    The comparison of logits is folded into the affine layers at the end of the model: exact for a
+    linear model, never looser than comparing the bounds of `interval`.
+
+    Args:
+        model, x, threat, epsilon: as for `interval`.
+        y: Integer labels `(batch,)`.
+
+    Returns:
+        NumPy `(batch,)`; above 0 (up to float32 rounding, which `certified` allows for) no legal
+        point changes the answer y. -inf where a bound overflows.
+    """
+    return _worst(model, x, y, threat, epsilon)[:, 0]
+
+
+def certified(model, x, y, threat, epsilon=None):
+    """Whether no legal point can change the answer: `margins` above what rounding may have added.
+
+    Args:
+        model, x, y, threat, epsilon: as for `margins`.
+
+    Returns:
+        NumPy bool `(batch,)`: margin > 1e-5 * max(1, largest bound of any layer). Holds for the
+        float32 Keras model, not for a quantized export of it.
+    """
+    margin, rounding = _worst(model, x, y, threat, epsilon).T
+    return margin > rounding
+
+
+def _worst(model, x, y, threat, epsilon):
+    x = _images(model, x)
+    y = contract.labels(y, contract.classes_of(model), count=len(x))
+    return _apply(Program.worst, model, *_box(threat, x, epsilon), y)
+
+
+def _stacked(program, box):
+    return tf.stack(program.interval(box), 1)
+
+
+def _images(model, x):
+    contract.classifier(model, "model")
+    x = contract.images(x)
+    contract.fits(model, x)
+    return x if x.ndim == len(model.input_shape) else x[..., None]
+
+
+def _box(threat, x, epsilon):
+    if not isinstance(threat, Threat):
+        raise TypeError(
+            "`threat` must be a tr.threats.Threat such as tr.threats.Linf(8/255). "
+            f"Received: threat={threat!r}"
+        )
+    radius = threat.epsilon if epsilon is None else type(threat)(epsilon).epsilon
+    return [bound.numpy() for bound in threat.box(x, radius)]
+
+
+_compiled = weakref.WeakKeyDictionary()
+
+
+def _apply(method, model, lower, upper, *others):
+    """Runs `method(program, box, ...)`, compiled once per model, on padded rows."""
+    known = _compiled.setdefault(model, {})
+    if method not in known:
+        program = Program(model)
+
+        @tf.function(reduce_retracing=True)
+        def function(lower, upper, *others):
+            return method(program, Box(lower, upper), *others)
+
+        known[method] = function
+    return buckets.apply(lambda *rows: known[method](*rows[:-1]), lower, upper, *others)
