@@ -197,11 +197,13 @@ class Attack:
             state = {**state, **self.step(call, i, state)}
             return i + 1, state, call.charged(counts, before, rows, 1)
 
+        kept = call.tally()
         _, state, counts = tf.while_loop(
             lambda i, state, counts: (i < last) & tf.reduce_any(self.open(call, state)),
             body,
             (first, state, counts),
         )
+        call.queries, call.gradients = kept  # what a step counts is known inside the loop only
         call.aim = state.get("aim")
         return state, counts
 

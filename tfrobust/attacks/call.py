@@ -56,7 +56,6 @@ class Call:
     draws: int = 1
     queries: int = 0
     gradients: int = 0
-    _times: int = 1
 
     def tally(self):
         """(queries, gradients) traced so far."""
@@ -69,10 +68,12 @@ class Call:
 
     @contextlib.contextmanager
     def repeated(self, times):
-        """Counts what is traced once inside an inner loop as often as it runs."""
-        kept, self._times = self._times, self._times * times
+        """Counts what is traced once inside an inner loop as often as it runs, a tensor's times."""
+        before = self.tally()
         yield
-        self._times = kept
+        self.queries, self.gradients = (
+            then + times * (now - then) for then, now in zip(before, self.tally(), strict=True)
+        )
 
     def logits(self, x, copies=1):
         """Float32 logits `(batch * copies, classes)`, averaged over `draws` passes.
@@ -80,7 +81,7 @@ class Call:
         Args:
             x: Images; `copies` says how many of them belong to each row.
         """
-        self.queries += copies * self.draws * self._times
+        self.queries += copies * self.draws
         if self.draws == 1:
             return logits_of(self.model, x)
         _, total = tf.while_loop(
@@ -98,8 +99,8 @@ class Call:
 
     def gradient(self, score, x):
         """(loss, fooled, gradient by the input) of each row at `x`, all three averaged."""
-        self.queries += self.draws * self._times
-        self.gradients += self.draws * self._times
+        self.queries += self.draws
+        self.gradients += self.draws
 
         def once():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -130,13 +131,13 @@ class Call:
             return self.logits(x), lambda weights: self.gradient(
                 lambda logits: tf.reduce_sum(weights * logits, -1), x
             )[2]
-        self.queries += self._times
+        self.queries += 1
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(x)
             logits = logits_of(self.model, x)
 
         def back(weights):
-            self.gradients += self._times
+            self.gradients += 1
             gradient = tape.gradient(logits, x, output_gradients=weights)
             return tf.zeros_like(x) if gradient is None else gradient
 
