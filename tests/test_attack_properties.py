@@ -243,3 +243,16 @@ def test_attacks_inside_a_graph_keep_to_their_contract():
     inside = tf.function(lambda a, b: attack(net, a, b))(x, y).numpy()
     fooled = attacks.verdicts(net, inside, y)
     np.testing.assert_array_equal(inside[~fooled], x[~fooled])
+
+
+def test_models_that_branch_on_tensors_get_autograph():
+    def branching(x):
+        z = tf.reshape(x, (-1, 64))[:, :4]
+        if tf.reduce_sum(x) > 0:
+            z = 3.0 * z
+        return z
+
+    x = bank.images(4)
+    y = attacks.forward(branching, x).argmax(-1)
+    found = attacks.PGD(threats.Linf(0.5), steps=3).result(branching, x, y)
+    np.testing.assert_array_equal(found.fooled, attacks.verdicts(branching, found.x_adv, y))

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import buckets, noise
-from tfrobust.attacks.call import unmoved
+from tfrobust.attacks.call import compiled, unmoved
 
 SHRINK = 4  # rows move to a bucket that is smaller by this factor
 
@@ -48,14 +48,13 @@ class Segments:
         if shape not in known:
             reference = weakref.ref(model)
 
-            @tf.function(reduce_retracing=True)
             def function(rows, common, progress, first, last, final, eager_stop):
                 self.traces += 1
                 return self._segment(
                     reference(), rows, common, progress, first, last, final, eager_stop
                 )
 
-            known[shape] = function
+            known[shape] = compiled(function)
         return known[shape]
 
     def _segment(self, model, rows, common, progress, first, last, final, eager_stop):

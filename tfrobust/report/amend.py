@@ -1,4 +1,4 @@
-"""Adding an evaluation to a card that exists: a later attack, another data set's worth of images."""
+"""Adding an evaluation to a card that exists: a later attack, or more images."""
 
 import copy
 
