@@ -5,9 +5,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	&& echo $$p && break; done)
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# Builds of torch for processors only, a tenth of the others' size.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install demo test test-slow lint bench results clean
+.PHONY: help install demo test test-slow lint bench agreement results clean
 
 help:
 	@echo "make install    make $(VENV) and install the package and its test tools in it"
@@ -16,6 +18,7 @@ help:
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff alone"
 	@echo "make bench      time ratios against the floor, cleverhans, ART and foolbox"
+	@echo "make agreement  compare the attacks' strength with foolbox, ART and torchattacks"
 	@echo "make results    rebuild docs/results and README's table from the cards"
 	@echo "make clean      remove $(VENV) and caches (saved_models/ stays)"
 
@@ -29,6 +32,10 @@ $(VENV)/.installed: setup.py
 
 $(VENV)/.peers: $(VENV)/.installed
 	$(PY) -m pip install --quiet --editable ".[peers]"
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.peers
+	$(PY) -m pip install --quiet --extra-index-url $(TORCH_INDEX) --editable ".[torch]"
 	@touch $@
 
 install: $(VENV)/.installed
@@ -50,6 +57,9 @@ results: install
 
 bench: $(VENV)/.peers
 	$(PY) -m bench.run
+
+agreement: $(VENV)/.torch
+	$(PY) -m bench.agreement
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -4,7 +4,9 @@ Each section compares contenders with a floor, made of the compiled gradients th
 by definition, in one interleaved run; the figure is the median over rounds of time / floor. Results
 go to bench/results.json with the machine they were measured on.
 
-    python -m bench.run [--rounds 5] [--images 250] [--tiny]
+The last sections compare whole evaluations with the fastest other library instead of a floor.
+
+    python -m bench.run [--rounds 5] [--images 250] [--suite-images 128] [--tiny]
 """
 
 import argparse
@@ -18,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfrobust as tr
-from bench import peers, timing
+from bench import peers, speed, timing
 
 HERE = pathlib.Path(__file__).parent
 EPSILON = 0.3
@@ -32,11 +34,14 @@ def main():
     cli.add_argument("--images", type=int, default=250, help="attacked at once")
     cli.add_argument("--steps", type=int, default=40, help="of PGD")
     cli.add_argument("--train-images", type=int, default=2560, help="of one epoch of training")
+    cli.add_argument("--suite-images", type=int, default=128, help="of AutoAttack, 0: without it")
+    cli.add_argument("--suite-rounds", type=int, default=1, help="of AutoAttack: minutes each")
     cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
     cli.add_argument("--output", default=str(HERE / "results.json"))
     args = cli.parse_args()
     if args.tiny:
         args.rounds, args.images, args.steps, args.train_images = 1, 32, 4, 256
+        args.suite_images = 0
     keras.utils.set_random_seed(0)
     x, y, source = images(max(args.images, args.train_images))
     model, origin = robust_model(x, y)
@@ -44,6 +49,7 @@ def main():
         attack_section(model, x[: args.images], y[: args.images], args),
         training_section(x[: args.train_images], y[: args.train_images], args),
         anp_section(x[: args.train_images], y[: args.train_images], args),
+        *speed.sections(model, x[: args.images], y[: args.images], args),
     ]
     result = {
         "date": datetime.date.today().isoformat(),

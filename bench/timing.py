@@ -69,6 +69,8 @@ def machine():
         "cleverhans",
         "adversarial-robustness-toolbox",
         "foolbox",
+        "torch",
+        "torchattacks",
     )
     return {
         "cpu": cpu,
