@@ -7,6 +7,7 @@ x_adv = attack(model, x, y)
 from tfrobust.attacks.attack import Attack, classes_of_callable
 from tfrobust.attacks.autopgd import APGD
 from tfrobust.attacks.call import Call, Result, forward, logits_of, verdicts
+from tfrobust.attacks.decision import Boundary, HopSkipJump
 from tfrobust.attacks.deepfool import DeepFool
 from tfrobust.attacks.descent import DDN, CarliniWagner
 from tfrobust.attacks.fab import FAB
@@ -20,12 +21,14 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "BIM",
+    "Boundary",
     "Call",
     "CarliniWagner",
     "DDN",
     "DeepFool",
     "FAB",
     "FGSM",
+    "HopSkipJump",
     "MIM",
     "MinimumNorm",
     "PGD",

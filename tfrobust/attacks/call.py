@@ -69,10 +69,10 @@ class Call:
     @contextlib.contextmanager
     def repeated(self, times):
         """Counts what is traced once inside an inner loop as often as it runs, a tensor's times."""
-        before = self.tally()
+        before, self.queries, self.gradients = self.tally(), 0, 0
         yield
         self.queries, self.gradients = (
-            then + times * (now - then) for then, now in zip(before, self.tally(), strict=True)
+            then + times * now for then, now in zip(before, self.tally(), strict=True)
         )
 
     def logits(self, x, copies=1):
@@ -91,11 +91,11 @@ class Call:
         )
         return total / self.draws
 
-    def fooled(self, logits):
-        """Bool `(batch,)`: another class, or the goal, is strictly above the rest."""
-        if self.goal is None:
-            return losses.margin(logits, self.y) > 0
-        return losses.margin(logits, self.goal) < 0
+    def fooled(self, logits, copies=1):
+        """Bool `(batch * copies,)`: another class, or the goal, is strictly above the rest."""
+        wanted = self.y if self.goal is None else self.goal
+        gap = losses.margin(logits, tf.repeat(wanted, copies))
+        return gap > 0 if self.goal is None else gap < 0
 
     def gradient(self, score, x):
         """(loss, fooled, gradient by the input) of each row at `x`, all three averaged."""
