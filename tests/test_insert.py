@@ -9,7 +9,7 @@ from keras import layers
 
 from tests.bank_graphs import conv, unmasked
 from tests.bank_masks import FixedMask, images, shut
-from tfrobust import graph, shrink
+from tfrobust import attacks, graph, shrink, threats, training
 from tfrobust.layers import BetaBernoulliMask, insert_masks, masks
 from tfrobust.layers.insert import SLOTS
 
@@ -97,6 +97,14 @@ def test_factories():
         insert_masks(net, lambda: one)
     with pytest.raises(TypeError, match="`factory` must be a callable"):
         insert_masks(net, "beta")
+    for other in (lambda place: FixedMask(name=place), lambda name, a: FixedMask(name=name)):
+        with pytest.raises(
+            TypeError, match="`factory` must take `name` alone.*Received: a factory"
+        ):
+            insert_masks(net, other)
+    game = training.AdversarialTraining(net, attacks.FGSM(threats.Linf(0.1)))
+    with pytest.raises(TypeError, match="pass game.classifier. Received: AdversarialTraining"):
+        insert_masks(game, FixedMask)
 
 
 def test_names_stay_unique():

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tests.bank_masks import images, randomize
-from tfrobust import contract, graph
+from tfrobust import attacks, contract, graph, threats, training
 from tfrobust.models import prepare
 
 
@@ -68,7 +68,9 @@ def test_logits_stay_and_only_the_last_activation_is_touched():
     np.testing.assert_allclose(small(images(8)), model(images(8)), atol=1e-6)
     assert [type(n.layer).__name__ for n in graph.walk(small).nodes][-1] == "Activation"
     inner = _sequential([layers.Softmax(), layers.Dense(2, name="logits")])
-    assert any(isinstance(n.layer, layers.Softmax) for n in graph.walk(prepare(inner)).nodes)
+    assert any(
+        isinstance(n.layer, layers.Softmax) for n in graph.walk(prepare(inner, (0, 1))).nodes
+    )
 
 
 def test_rescaling_is_the_first_layer_and_pixels_are_float():
@@ -108,14 +110,14 @@ def test_fixed_batch_size_is_opened():
     model = keras.Sequential(
         [keras.Input(batch_shape=(4, 8, 8, 2)), layers.Flatten(), layers.Dense(3)]
     )
-    assert prepare(model).input_shape == (None, 8, 8, 2)
+    assert prepare(model, (0, 1)).input_shape == (None, 8, 8, 2)
 
 
 def test_mixed_precision_keeps_float32_logits():
     inputs = keras.Input((8, 8, 2))
     x = layers.Dense(3, dtype="mixed_bfloat16")(layers.Flatten()(inputs))
     model = keras.Model(inputs, layers.Activation("softmax", dtype="float32")(x))
-    assert prepare(model).outputs[0].dtype == "float32"
+    assert prepare(model, (0, 1)).outputs[0].dtype == "float32"
 
 
 class _Own(keras.Model):
@@ -139,7 +141,13 @@ def _shared():
     return keras.Model(inputs, twice(twice(inputs)))
 
 
+def _game():
+    net = _sequential([])
+    return training.AdversarialTraining(prepare(net, (0, 1)), attacks.FGSM(threats.Linf(0.1)))
+
+
 BAD = {
+    "a game": (_game, TypeError, "pass game.classifier. Received: AdversarialTraining"),
     "no model": (lambda: 3, TypeError, "must be a functional or Sequential"),
     "subclassed": (_Own, TypeError, "is subclassed"),
     "unbuilt": (lambda: keras.Sequential([layers.Dense(2)]), ValueError, "no input shape"),
@@ -154,6 +162,57 @@ def test_what_cannot_be_brought(build, error, text):
     with pytest.raises(error, match=text) as caught:
         prepare(build())
     assert "\n" not in str(caught.value)
+
+
+def _led_by(*first, dtype="float32"):
+    image = x = keras.Input((8, 8, 2), dtype=dtype)
+    for layer in first:
+        x = layer(x)
+    return keras.Model(image, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def _normalized(mean, deviation):
+    return layers.Normalization(mean=[mean, mean], variance=[deviation**2] * 2)
+
+
+def test_without_a_range_the_guess_is_said():
+    model = _led_by()
+    with pytest.warns(UserWarning, match=r"\(0, 255\) is a guess.*pixel_range=\(0, 1\)") as caught:
+        small = prepare(model)
+    assert caught[0].filename == __file__
+    np.testing.assert_allclose(small(images(4)), model(255 * images(4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: _led_by(dtype="uint8"),
+        lambda: _led_by(layers.Rescaling(1 / 255)),
+        lambda: _led_by(layers.Rescaling(1 / 127.5, offset=-1.0)),
+        lambda: _led_by(layers.Rescaling(1 / 255), _normalized(0.45, 0.225)),
+        lambda: _led_by(_normalized(120.0, 60.0)),
+        lambda: _led_by(layers.Rescaling(1.0, offset=-110.0)),
+    ],
+)
+def test_a_model_that_tells_its_range_needs_none(build):
+    model, grey = build(), np.rint(255 * images(4))
+    np.testing.assert_allclose(prepare(model)(grey / 255), model(grey), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer, given",
+    [
+        (lambda: _normalized(0.13, 0.31), None),
+        (lambda: _normalized(0.13, 0.31), (0, 255)),
+        (lambda: layers.Rescaling(2.0, offset=-1.0), (0, 255)),
+        (lambda: layers.Rescaling(255.0), (0, 255)),
+        (lambda: layers.Rescaling(1 / 255), (0, 1)),
+        (lambda: layers.Rescaling(1.0, offset=-110.0), (0, 1)),
+    ],
+)
+def test_a_range_against_the_models_own_layers_is_doubted(layer, given):
+    with pytest.warns(UserWarning, match="does not fit the model: layer"):
+        prepare(_led_by(layer()), given)
 
 
 @pytest.mark.parametrize("pixel_range", [(1, 0), (0, 0), 255, (0, 1, 2), ("a", 1), (0, np.inf)])

@@ -11,8 +11,19 @@ dtype('float32')
 array([3, 1], dtype=int32)
 """
 
+import hashlib
+
 import keras
 import numpy as np
+
+
+def digest(*arrays):
+    """Hash of arrays, shapes and types included."""
+    total = hashlib.blake2b(digest_size=16)
+    for array in map(np.ascontiguousarray, arrays):
+        total.update(f"{array.shape}{array.dtype.str}".encode())
+        total.update(array)
+    return total.hexdigest()
 
 
 def images(x, name="x"):
@@ -96,6 +107,7 @@ def classifier(model, name="classifier"):
         raise TypeError(
             f"`{name}` must be a functional keras.Model. Received: {type(model).__name__}"
         )
+    no_game(model, name)
     if not hasattr(model, "operations") or isinstance(model, keras.Sequential):
         raise TypeError(
             f"`{name}` must be a functional keras.Model, not a {type(model).__name__}: {advice}"
@@ -112,6 +124,19 @@ def classifier(model, name="classifier"):
         )
     check_logits(model, name)
     return model
+
+
+def no_game(model, name="model"):
+    """Refuses a game where the classifier in it is meant.
+
+    Raises:
+        TypeError: a model that holds another one as `classifier`.
+    """
+    if isinstance(getattr(model, "classifier", None), keras.Model):
+        raise TypeError(
+            f"`{name}` must be the classifier, not the game that trains it: pass game.classifier. "
+            f"Received: {type(model).__name__}"
+        )
 
 
 def check_logits(model, name="model"):

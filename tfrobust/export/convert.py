@@ -15,6 +15,7 @@ from tfrobust.export.interpreter import Runner, predict, quiet
 QUANTIZE = (None, "float16", "dynamic", "int8")
 CALIBRATION_IMAGES = 500
 PARITY_IMAGES = 256
+UNSEEN = 0.05  # of either end of the pixel range may be clipped without a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def tflite(model, path, quantize=None, calibration=None):
             "`calibration` must hold training images in [0, 1] for quantize='int8' "
             "(100 to 500 are enough). Received: calibration=None"
         )
-    if quantize == "int8" and (calibration.min() > 0 or calibration.max() < 1):
+    if quantize == "int8" and (calibration.min() > UNSEEN or calibration.max() < 1 - UNSEEN):
         warnings.warn(
             f"`calibration` spans [{calibration.min():.3g}, {calibration.max():.3g}] only: "
             "the int8 file will clip pixels outside of it",

@@ -42,7 +42,7 @@ def insert_masks(model, factory, slot="after_activation"):
         A functional `keras.Model`, weights copied, not compiled.
 
     Raises:
-        TypeError: `factory` does not return new layers.
+        TypeError: `factory` does not return new layers, or needs other arguments.
         ValueError: an unknown `slot`, or a model without inner channels.
 
     Example:
@@ -114,11 +114,7 @@ class _Maker:
             )
         self.factory, self.made = factory, []
         self.names = {node.name for node in walked.nodes}
-        try:
-            known = inspect.signature(factory).parameters.values()
-        except (TypeError, ValueError):
-            known = ()
-        self.takes_name = any(p.name == "name" or p.kind == p.VAR_KEYWORD for p in known)
+        self.takes_name = _takes_name(factory)
 
     def __call__(self, place):
         base = name = f"mask_{place}"
@@ -146,6 +142,24 @@ class _Maker:
                 f"Received: {type(mask).__name__}, which makes it {tuple(gated.shape)}"
             )
         return gated
+
+
+def _takes_name(factory):
+    """Whether to call `factory(name=...)`, or `factory()` if it takes no name."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # a callable written in C
+        return False
+    for arguments in ({"name": "mask"}, {}):
+        try:
+            signature.bind(**arguments)
+        except TypeError:
+            continue
+        return bool(arguments)
+    raise TypeError(
+        "`factory` must take `name` alone, as `lambda name: ...` does, or nothing. "
+        f"Received: a factory of {signature}"
+    )
 
 
 def _reads(node):

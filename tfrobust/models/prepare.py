@@ -1,5 +1,7 @@
 """Brings a classifier from anywhere into our contract: pixels in [0, 1] in, logits out."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import layers
@@ -8,9 +10,10 @@ from tfrobust import contract, graph
 
 _HEADS = (keras.activations.softmax, keras.activations.sigmoid)
 _QUIET = (layers.Flatten, layers.Reshape, layers.Dropout, layers.Identity)
+_SCALERS = (layers.Rescaling, layers.Normalization)
 
 
-def prepare(model, pixel_range=(0, 255)):
+def prepare(model, pixel_range=None):
     """Returns a functional copy of a classifier that takes pixels in [0, 1] and returns logits.
 
     A softmax or sigmoid at the end is stripped (a layer, an operation, or the activation of the
@@ -22,7 +25,9 @@ def prepare(model, pixel_range=(0, 255)):
         model: Built functional or Sequential `keras.Model` with one input and an output of shape
             `(batch, classes)`; those of `keras.applications` included.
         pixel_range: Pair (low, high), the pixels `model` itself expects: (0, 255) for
-            `keras.applications` with preprocessing inside, (-1, 1) for ResNetV2, (0, 1) for none.
+            `keras.applications` with preprocessing inside, (-1, 1) for ResNetV2, (0, 1) for most
+            networks trained on divided images. Without it (0, 255) is taken, with a warning unless
+            the model's own first layers or its integer input say the same.
 
     Returns:
         A functional `keras.Model`, float32 images in, not compiled.
@@ -32,16 +37,20 @@ def prepare(model, pixel_range=(0, 255)):
         ValueError: a wrong range, several inputs or outputs, an output that is not one row of
             classes, a shared layer, or a layer that cannot be made again from its config.
 
+    Warns where a Rescaling or Normalization in front makes nothing sensible of `pixel_range`.
+
     Example:
 
     >>> net = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(),
     ...     layers.Dense(3, activation="softmax", name="probabilities")])
-    >>> [layer.name for layer in prepare(net).layers if "flat" not in layer.name]
+    >>> [layer.name for layer in prepare(net, (0, 255)).layers if "flat" not in layer.name]
     ['input_layer...', 'pixel_range', 'probabilities']
     """
-    low, high = _range(pixel_range)
+    low, high = _range((0, 255) if pixel_range is None else pixel_range)
+    contract.no_game(model)
     walked = graph.walk(model)
     _check(model, walked)
+    _doubt(walked, low, high, pixel_range is not None)
     head = _head(walked)
     scaled = {}
     taken = {node.name for node in walked.nodes}
@@ -76,6 +85,38 @@ def _range(pixel_range):
             f"expects. Received: pixel_range={pixel_range!r}"
         )
     return float(values[0]), float(values[1])
+
+
+def _doubt(walked, low, high, given):
+    """Warns where a wrong range would make every answer of the prepared model wrong in silence."""
+    (image,) = walked.inputs
+    shape = [size or 1 for size in image.shape[1:]]
+    ends, names, tensor = np.stack([np.full(shape, low), np.full(shape, high)]), [], image
+    while True:
+        readers = walked.consumers(tensor)
+        if len(readers) != 1 or not isinstance(readers[0].layer, _SCALERS):
+            break
+        ends = keras.ops.convert_to_numpy(readers[0].layer(ends.astype("float32")))
+        names.append(readers[0].name)
+        (tensor,) = readers[0].outputs
+    least, most = float(ends.min()), float(ends.max())
+    # Networks are fed about [0, 1], [-1, 1], some deviations from a mean, or grey levels.
+    sensible = 0.1 <= most - least <= 300 and least <= 1 and most >= -1
+    said = f"`pixel_range` ({low:g}, {high:g})"
+    if names and not sensible:
+        warnings.warn(
+            f"{said} does not fit the model: layer '{names[-1]}' makes [{least:.3g}, {most:.3g}] "
+            "of it, so that every answer may be wrong. Pass the range of the images that the model "
+            "was trained on.",
+            stacklevel=3,
+        )
+    elif not names and not given and "int" not in image.dtype:
+        warnings.warn(
+            f"{said} is a guess: the model now sees 255 times the pixel, and every answer is "
+            "wrong if it was trained on images in [0, 1]. Pass pixel_range=(0, 1), or (0, 255) to "
+            "confirm.",
+            stacklevel=3,
+        )
 
 
 def _check(model, walked):
