@@ -71,7 +71,8 @@ def page(root=ROOT):
         "Made by `make results` from the cards in `saved_models/`; each names the command that",
         "makes it. Accuracies in per cent with 95 % intervals (Wilson). PGD is PGD-40, step 0.01,",
         "5 restarts, best iterate; APGD is the worst case of APGD-CE and APGD-T (9 targets, 100",
-        "steps); AutoAttack as a whole is not part of this version. A scratch twin has the same",
+        "steps); AutoAttack is the standard version, on the first 1,000 test images, put on the",
+        "cards by `python -m recipes.autoattack`. A scratch twin has the same",
         "shrunk architecture, trained from random weights with the same objective (but for the",
         "parent's soft labels: it has no parent) for as many epochs as fill the processor seconds",
         "of *all* stages of the pruned net at the price of its own fine-tuning epochs; the seconds",
@@ -91,6 +92,7 @@ def page(root=ROOT):
             value = entry["families"][family]
             cells.append("not run" if value is None else interval(value))
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", "## AutoAttack, member by member", "", *members(found)]
     lines += [
         "",
         "## Size and cost",
@@ -127,6 +129,32 @@ def page(root=ROOT):
         lines.append(f"| {title} | {v['network']:.4f} | {v['relative']:.4f} |")
     lines += ["", "## Exported files under replayed attacks", "", *replays(found), ""]
     return "\n".join(lines)
+
+
+def members(found):
+    """What is left after each member of AutoAttack, and what it cost."""
+    suites = [
+        (title, attack)
+        for _, _, title, entry in found
+        for scores in entry["scores"]
+        for attack in scores["attacks"]
+        if attack["name"] == "AutoAttack"
+    ]
+    if not suites:
+        return ["Not run."]
+    names = [name for name, _ in suites[0][1]["parts"]]
+    lines = [
+        "Images of 1,000 that are still right after each member, which sees only what those before",
+        "it left; forward and backward passes for an image that is right without attack.",
+        "",
+        "| net | " + " | ".join(names) + " | forward | backward |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for title, attack in suites:
+        cells = [str(rate["count"]) for _, rate in attack["parts"]]
+        cells += [f"{attack['queries']:,.0f}", f"{attack['gradients']:,.0f}"]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def units(entry):

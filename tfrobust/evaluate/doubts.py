@@ -149,8 +149,8 @@ def _unfinished(model, attack, x, y, index):
         logits = attacks.forward(model, images)
         return float(losses.margin(tf.constant(logits), tf.constant(y)).numpy().mean())
 
-    start, end = height(x), height(attack(model, x, y, index=index))
-    later = height(longer(model, x, y, index=index))
+    start, end = height(x), height(attack(model, x, y, index=index, run=0))
+    later = height(longer(model, x, y, index=index, run=0))
     if later - end <= 0.1 * abs(end - start):
         return []
     text = (

@@ -1,6 +1,5 @@
 """The state file: which chunks and runs are finished, for which model, attacks and data."""
 
-import hashlib
 import json
 import time
 import zipfile
@@ -9,18 +8,10 @@ import keras
 import numpy as np
 
 from tfrobust import files
+from tfrobust.contract import digest
 
 _VERSION = 2
 _PAUSE = 5.0  # seconds between two writes of unfinished chunks
-
-
-def digest(*arrays):
-    """Hash of arrays, shapes and types included."""
-    total = hashlib.blake2b(digest_size=16)
-    for array in map(np.ascontiguousarray, arrays):
-        total.update(f"{array.shape}{array.dtype.str}".encode())
-        total.update(array)
-    return total.hexdigest()
 
 
 def of_model(model, logits):
