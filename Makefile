@@ -46,8 +46,9 @@ demo: install
 lint: install
 	$(PY) -m ruff check .
 
+# One process a core, one thread each: whole files go to one process, which keeps its graphs.
 test: lint
-	$(PY) -m pytest -q
+	TF_NUM_INTRAOP_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadscope
 
 test-slow: install
 	$(PY) -m pytest -q -m slow tests

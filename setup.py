@@ -37,7 +37,13 @@ setup(
         "jinja2>=3.1.6",
     ],
     extras_require={
-        "test": ["pytest>=9.0", "hypothesis>=6.170", "ruff>=0.17", "tensorboard>=2.21"],
+        "test": [
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.170",
+            "ruff>=0.17",
+            "tensorboard>=2.21",
+        ],
         "peers": ["foolbox>=3.3.4", "adversarial-robustness-toolbox>=1.20"],
         # torchattacks asks for requests 2.25: best installed where nothing newer is needed.
         "torch": ["torch>=2.13", "torchattacks>=3.5.1"],
