@@ -4,6 +4,7 @@ attack = tr.attacks.PGD(tr.threats.Linf(0.3), steps=40, step_size=0.01, restarts
 x_adv = attack(model, x, y)
 """
 
+from tfrobust.attacks.adapters import from_art, from_cleverhans, from_foolbox
 from tfrobust.attacks.attack import Attack, classes_of_callable
 from tfrobust.attacks.autopgd import APGD
 from tfrobust.attacks.call import Call, Result, forward, logits_of, verdicts
@@ -14,6 +15,7 @@ from tfrobust.attacks.fab import FAB
 from tfrobust.attacks.gradient import BIM, FGSM, MIM, PGD, RFGSM
 from tfrobust.attacks.minimum import MinimumNorm
 from tfrobust.attacks.square import Square
+from tfrobust.attacks.transfer import Transfer
 from tfrobust.attacks.worst_case import AutoAttack, WorstCase
 
 __all__ = [
@@ -35,9 +37,13 @@ __all__ = [
     "RFGSM",
     "Result",
     "Square",
+    "Transfer",
     "WorstCase",
     "classes_of_callable",
     "forward",
+    "from_art",
+    "from_cleverhans",
+    "from_foolbox",
     "logits_of",
     "verdicts",
 ]
