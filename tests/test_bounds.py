@@ -281,6 +281,15 @@ def test_gradients_train():
     kernel.assign(start)
 
 
+def test_certified_leaves_room_for_rounding():
+    """A margin of 0.2 behind bounds of 8e4, which float32 rounds to 8e-3 (allowed for: 0.8)."""
+    net, x = by_hand()
+    first, bias, second, zero = net.get_weights()
+    net.set_weights([1e5 * first, 1e5 * bias, second / 1e5, zero])
+    np.testing.assert_allclose(bounds.margins(net, x, [0], Linf(0.1)), [0.2], atol=1e-4)
+    assert not bounds.certified(net, x, [0], Linf(0.1)).any()
+
+
 def test_what_overflows_is_not_certified():
     """Also where an activation hides the overflow from the logits."""
     net, x = by_hand()
