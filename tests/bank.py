@@ -34,7 +34,6 @@ ATTACKS = [
     attacks.Square(threats.L2(0.7), queries=30),
     attacks.Square(threats.L1(3.0), queries=30, rescale=True),
     attacks.Boundary(threats.L2(0.7), steps=20, starts=1),
-    attacks.HopSkipJump(threats.L2(0.7), steps=2, starts=1, samples=10),
     attacks.HopSkipJump(threats.Linf(0.1), steps=2, starts=2, samples=10),
 ]
 

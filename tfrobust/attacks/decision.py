@@ -139,8 +139,9 @@ class Decision(Walk):
 
     def get_config(self):
         config = super().get_config()
+        config["starts"] = config.pop("restarts")
         pool = None if self.pool is None else keras.saving.serialize_keras_object(self.pool)
-        return {**config, "starts": config.pop("restarts"), "pool": pool}
+        return {**config, "pool": pool}
 
     @classmethod
     def from_config(cls, config):
