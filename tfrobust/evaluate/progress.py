@@ -1,5 +1,7 @@
 """One live line: images done, accuracies so far, the running attack, time left."""
 
+WIDE = 120  # columns from which the name of the model, a bar and a clock find room
+
 
 class Progress:
     """Shows the state of an evaluation; silent when switched off or not on a terminal.
@@ -15,23 +17,35 @@ class Progress:
         if not shown:
             return
         import rich.console
-        import rich.progress
+        from rich import progress
+        from rich.table import Column
 
         console = rich.console.Console()
         if not console.is_terminal:
             return
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(bar_width=24),
-            rich.progress.TextColumn("{task.fields[line]}"),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(),
+        whole = Column(no_wrap=True)
+        more = (
+            progress.TextColumn("{task.description}", markup=False, table_column=whole),
+            progress.BarColumn(bar_width=24),
+            progress.TimeElapsedColumn(),
+        )
+        self._bar = progress.Progress(
+            *(more if console.width >= WIDE else ()),
+            progress.TextColumn("{task.fields[figures]}", table_column=whole),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("left", table_column=whole),
+            # What room there is, the rest cut off: a second line would flicker.
+            progress.TextColumn(
+                "{task.fields[detail]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=console,
             speed_estimate_period=1e6,
             transient=True,
+            expand=True,
         )
-        self._task = self._bar.add_task(title, total=total, line="")
+        self._task = self._bar.add_task(title, total=total, figures="", detail="")
 
     def __enter__(self):
         if self._bar:
@@ -51,4 +65,4 @@ class Progress:
             parts.append(f"clean {100 * clean:.1f} %")
         if robust is not None:
             parts.append(f"robust {100 * robust:.1f} %")
-        self._bar.update(self._task, completed=done, line="  ".join([*parts, detail]))
+        self._bar.update(self._task, completed=done, figures="  ".join(parts), detail=detail)
