@@ -157,7 +157,7 @@ SEARCH = {"steps": 20, "initial_const": 1.0, "abort_early": False}
     ("build", "ours"),
     [
         (lambda a: a.DDNAttack(steps=20), tr.attacks.DDN(tr.threats.L2(1.0), steps=20)),
-        (lambda a: a.L2DeepFoolAttack(steps=5), tr.attacks.DeepFool(tr.threats.L2(1.0), steps=5)),
+        (lambda a: a.L2DeepFoolAttack(steps=10), tr.attacks.DeepFool(tr.threats.L2(1.0), steps=10)),
         (
             lambda a: a.L2CarliniWagnerAttack(binary_search_steps=2, stepsize=0.1, **SEARCH),
             tr.attacks.CarliniWagner(tr.threats.L2(1.0), search_steps=2, step_size=0.1, **SEARCH),
