@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfrobust import buckets, contract
 from tfrobust.attacks.attack import Attack, classes_of_callable, whole
-from tfrobust.attacks.call import logits_of, unmoved, verdicts
+from tfrobust.attacks.call import compiled, logits_of, unmoved, verdicts
 
 
 class Watched:
@@ -33,7 +33,7 @@ class Watched:
     def __init__(self, model, draws):
         self._model, self._draws, self.views = weakref.ref(model), draws, {}
         self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
-        self._forward = tf.function(self._counted, reduce_retracing=True)
+        self._forward = compiled(self._counted)
 
     def __call__(self, x, training=False):
         x = tf.cast(x, tf.float32)
