@@ -33,6 +33,7 @@ ATTACKS = [
     attacks.Square(threats.Linf(0.1), queries=30),
     attacks.Square(threats.L2(0.7), queries=30),
     attacks.Square(threats.L1(3.0), queries=30, rescale=True),
+    attacks.Noise(threats.Linf(0.1), tries=30),
     attacks.Boundary(threats.L2(0.7), steps=20, starts=1),
     attacks.HopSkipJump(threats.Linf(0.1), steps=2, starts=2, samples=10),
 ]

@@ -14,6 +14,7 @@ from tfrobust.attacks.descent import DDN, CarliniWagner
 from tfrobust.attacks.fab import FAB
 from tfrobust.attacks.gradient import BIM, FGSM, MIM, PGD, RFGSM
 from tfrobust.attacks.minimum import MinimumNorm
+from tfrobust.attacks.random_noise import Noise
 from tfrobust.attacks.square import Square
 from tfrobust.attacks.transfer import Transfer
 from tfrobust.attacks.worst_case import AutoAttack, WorstCase
@@ -33,6 +34,7 @@ __all__ = [
     "HopSkipJump",
     "MIM",
     "MinimumNorm",
+    "Noise",
     "PGD",
     "RFGSM",
     "Result",

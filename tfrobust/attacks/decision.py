@@ -39,6 +39,7 @@ class Decision(Walk):
         **shared: see `Attack` (seed, eot, on_failure).
     """
 
+    white_box = False
     tries = 20
 
     def __init__(self, threat, steps, starts=5, pool=None, **shared):

@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import noise
-from tfrobust.attacks.attack import Attack, whole
-from tfrobust.attacks.call import better
+from tfrobust.attacks.attack import whole
+from tfrobust.attacks.descent import lies
+from tfrobust.attacks.random_noise import Search
 
 HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries out of 10,000
 
@@ -193,7 +194,7 @@ RULES = {"linf": Signs(), "l2": Bumps(2, 2), "l1": Bumps(1, 4)}
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
-class Square(Attack):
+class Square(Search):
     """Square attack: tries one window at a time and keeps what raises the loss.
 
     The side of the window is that of a square with a share p of the image; p starts at `p_init`
@@ -219,9 +220,6 @@ class Square(Attack):
     [True]
     """
 
-    stride = 100
-    white_box = False
-
     def __init__(self, threat, queries=5000, p_init=0.8, rescale=False, loss="margin", **shared):
         super().__init__(threat, loss=loss, **shared)
         if threat.norm not in RULES:
@@ -229,9 +227,8 @@ class Square(Attack):
                 f"`threat` must be tr.threats.Linf, L2 or L1 for Square. Received: {threat!r}"
             )
         whole("queries", queries, 1)
-        if isinstance(p_init, bool) or not isinstance(p_init, int | float) or not 0 < p_init <= 1:
-            raise ValueError(f"`p_init` must lie in (0, 1]. Received: p_init={p_init!r}")
-        self.queries, self.p_init, self.rescale = int(queries), float(p_init), bool(rescale)
+        self.queries, self.rescale = int(queries), bool(rescale)
+        self.p_init = lies("p_init", p_init, "(0, 1]")
 
     @property
     def iterations(self):
@@ -251,18 +248,13 @@ class Square(Attack):
         wanted = [round((p * math.prod(spatial)) ** (1 / len(spatial))) for p in shares]
         return [self.rule.side(side, min(spatial)) for side in wanted]
 
-    def _kept(self, call, state, change):
-        """`state` with the changed image where that is better."""
+    def _changed(self, call, change):
         x = tf.clip_by_value(grid(call.x) + change, 0.0, 1.0)
-        x = tf.reshape(x, tf.shape(call.x))
-        logits = call.logits(x)
-        return better(state, x, self.score(call)(logits), call.fooled(logits), call.eager_stop)
+        return tf.reshape(x, tf.shape(call.x))
 
     def start(self, call):
         change = self.rule.first(noise.fold(call.keys, 0), *sizes(call.x), call.epsilon)
-        rows = tf.zeros(tf.shape(call.x)[:1])
-        nothing = {"best": call.x, "loss": rows - np.inf, "fooled": rows > 0}
-        return self._kept(call, nothing, change)
+        return self.judged(call, self.nothing(call), self._changed(call, change))
 
     def step(self, call, i, state):
         spatial, channels = sizes(call.x)
@@ -272,7 +264,7 @@ class Square(Attack):
         level, sides = tf.math.count_nonzero(past, dtype=tf.int32), self.sides(spatial)
         change = grid(state["best"] - call.x)
         change = self.rule.move(unit, change, level, sides, call.epsilon)
-        return self._kept(call, state, change)
+        return self.judged(call, state, self._changed(call, change))
 
     def get_config(self):
         return {
