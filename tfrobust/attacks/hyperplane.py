@@ -16,6 +16,7 @@ and all of `room` where even that is short of the plane.
 [[0.30000001192092896, 0.10000000149011612]]
 """
 
+import numpy as np
 import tensorflow as tf
 
 from tfrobust import threats
@@ -71,7 +72,7 @@ def nearest(call, x, norm, classes=None):
         _, _, f, w = tf.while_loop(
             lambda k, *_: k < classes.shape[-1],
             keep,
-            (tf.constant(0), tf.fill(tf.shape(rows), float("inf")), rows, tf.zeros_like(x)),
+            (tf.constant(0), tf.fill(tf.shape(rows), np.inf), rows, tf.zeros_like(x)),
         )
     return call.fooled(logits), f, w
 
@@ -110,34 +111,37 @@ def _time(size, speed, room, gap):
     def newton(t, _):
         move = tf.minimum(t * speed, room)
         short = tf.maximum(gap - _sum(size * move), 0.0)
-        further = t + tf.math.divide_no_nan(short, _sum(tf.where(move < room, size * speed, 0.0)))
+        further = t + tf.math.divide_no_nan(short, _sum(tf.where(move < room, slopes, 0.0)))
         return further, further > 1.000001 * t
 
-    start = tf.zeros_like(gap)
+    slopes, start = size * speed, tf.zeros_like(gap)
     return tf.while_loop(lambda _, on: tf.reduce_any(on), newton, (start, start == 0.0))[0]
 
 
 def _filled(size, room, gap):
     """Moves that reach the gap with the smallest sum: the coordinates of largest size first.
 
-    Quickselect: the undecided rest is split at its mean size, weighted by room, until its sizes
-    are equal.
+    Quickselect: the undecided rest is split at its mean size, weighted by room, until all that is
+    left has one size; what is larger than `bar` is taken whole.
     """
 
-    def split(full, rest, left, _):
-        mean = tf.math.divide_no_nan(_sum(size * rest), _sum(rest))
+    def split(rest, worth, left, bar, _):
+        mean = tf.math.divide_no_nan(worth, _sum(rest))
         top = tf.where(size > mean, rest, 0.0)
-        worth = _sum(size * top)
-        enough = worth >= left
-        full = tf.where(enough, full, full + top)
-        left = tf.where(enough, left, left - worth)
-        some, low = _sum(top), rest - top
-        return full, tf.where(enough, top, low), left, (some > 0.0) & (_sum(low) > 0.0)
+        low, upper = rest - top, _sum(size * top)
+        enough = upper >= left
+        more = (_sum(top) > 0.0) & (_sum(low) > 0.0)
+        rest, worth = tf.where(enough, top, low), tf.where(enough, upper, worth - upper)
+        left, bar = tf.where(enough, left, left - upper), tf.where(enough, bar, mean)
+        return rest, worth, left, bar, more
 
-    full, rest, left, _ = tf.while_loop(
+    worth = _sum(size * room)
+    short = worth < gap
+    rest, _, _, bar, _ = tf.while_loop(
         lambda *state: tf.reduce_any(state[-1]),
         split,
-        (tf.zeros_like(room), room, gap, gap > 0.0),
+        (tf.where(short, 0.0, room), worth, gap, tf.where(short, 0.0, np.inf), ~short),
     )
-    share = tf.math.divide_no_nan(left, _sum(size * rest))
+    full = tf.where(size > bar, room, 0.0)
+    share = tf.math.divide_no_nan(gap - _sum(size * full), _sum(size * rest))
     return full + tf.clip_by_value(share, 0.0, 1.0) * rest

@@ -44,6 +44,12 @@ class MinimumNorm(Attack):
             return call.active & (state["distance"] > call.epsilon)
         return call.active
 
+    def legal(self, call, x_adv):
+        """As in `Attack`, but what is legal stays the point that was judged, to the last bit."""
+        inside = self.threat.distance(x_adv, call.x) <= call.epsilon
+        judged = tf.stop_gradient(tf.clip_by_value(x_adv, 0.0, 1.0))
+        return tf.where(per_row(inside, x_adv), judged, super().legal(call, x_adv))
+
     def minimum(self, model, x, y, index=None, goal=None):
         """The smallest change that all runs found for each image.
 
