@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tfrobust import evaluate, footprint, regularizers, report, threats
+from tfrobust.evaluate.scores import Distances
 from tfrobust.export import Exported
 
 THREAT = threats.Linf(0.3)
@@ -28,7 +29,7 @@ def scores(clean, attacks, n=1000, curve=None, flags=()):
     )
     families = {score.family: score.rate for score in found}
     joint = min((score.rate for score in found), key=lambda r: r.count, default=rate(clean, n))
-    return evaluate.Scores(n, 10, rate(clean, n), found, families, joint, curve, flags)
+    return evaluate.Scores(n, 10, rate(clean, n), found, families, joint, curve, flags=flags)
 
 
 def vulnerability():
@@ -165,7 +166,9 @@ def test_costs_files_and_contract(page):
 def test_doubts_have_a_sentence_each_and_are_not_repeated(page):
     text = plain(page)
     assert text.count("Measured on 360 images.") == 1
-    assert "few_images plain, AT &amp; &lt;b&gt;mask&lt;/b&gt; $x_1$: Measured on 360" in text
+    assert "few_images plain AT &amp; &lt;b&gt;mask&lt;/b&gt; $x_1$ Measured on 360" in text
+    names = re.search(r"few_images.*?Measured", page, flags=re.S)[0]
+    assert names.count("<b>") == 2 and names.count("swatch") == 2  # told apart, commas or not
     assert text.index("masked_gradients") < text.index("few_images")
     assert "90.0 % are still right. Suspect" in text
     clean = report.card("c", {"m": report.Entry(scores(990, {"APGD-T": 900}))})
@@ -222,6 +225,80 @@ def test_summary_speaks_of_the_smallest_attacked_model():
     assert "97.0 % of clean images and on 88.4 % of 1,000 when APGD attacks them" in text
     assert "6.6 times fewer FLOPs than plain" in text
     assert make(summary="Mine.").to_dict()["summary"] == "Mine."
+
+
+def judged(classes=3, n=300):
+    """An evaluation with an ensemble, a search for the smallest change, and figures by class."""
+    each, config = n // classes, {"steps": 100, "attacks": [{"class_name": "APGD"}]}
+    per_class = [(each, each - 2, each - 3 * (label + 1)) for label in range(classes)]
+    found = [
+        evaluate.AttackScore(
+            *("AutoAttack", "AutoAttack", rate(270, n), repr(THREAT), 9, config),
+            parts=(("APGD-CE", rate(276, n)), ("FAB-T", rate(270, n))),
+            queries=5012.4,
+            gradients=1234.0,
+            skipped={"APGD-T": "needs 4 classes"},
+        ),
+        evaluate.AttackScore(
+            *("DDN-100", "DDN", rate(240, n), "L2(epsilon=1)", 1, {"steps": 100}, 2),
+            distances=Distances(295, 298, 1.25, 1.125, None),
+        ),
+    ]
+    families = {score.family: score.rate for score in found}
+    return evaluate.Scores(
+        *(n, classes, rate(294, n), tuple(found), families, rate(240, n)),
+        per_class=tuple(per_class),
+        cascade=True,
+    )
+
+
+def test_what_came_of_an_attack_stands_beside_it():
+    card = report.card("c", {"net, wide": report.Entry(judged())}, threat=THREAT)
+    text = plain(card.html())
+    for piece in (
+        *("92.0 left after APGD-CE", "90.0 left after FAB-T", "without APGD-T: needs 4 classes"),
+        *("5,012 forward", "1,234 backward", "smallest change mean 1.25, median 1.125 (295 of 298"),
+        *("2 points outside of the threat", "met only what the attacks before it had left"),
+        "DDN-100 L2(epsilon=1) steps 100 net, wide 80.0",
+        "model clean FGSM PGD APGD AutoAttack others",
+    ):
+        assert piece in text, piece
+    assert "class_name" not in text and "when DDN attacks" in text
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table(card))
+    shown = console.export_text()
+    assert "others" in shown and "DDN" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+SPREAD = "lowest of 30 classes median highest a 10.0 98.0 class 29 52.0 98.0 class 15 97.0 98.0"
+
+
+@pytest.mark.parametrize(
+    "classes, shown", [(3, "model 0 1 2 a 97.0 98.0 94.0 98.0 91.0 98.0"), (30, SPREAD)]
+)
+def test_accuracy_by_class(classes, shown):
+    entries = {"a": report.Entry(judged(classes, 100 * classes)), "b": report.Entry()}
+    text = plain(report.card("c", entries).html())
+    assert "By class" in text and shown in text and "100 images a class" in text
+
+
+def test_a_card_from_before_these_figures_is_shown_as_it_was(tmp_path):
+    values = make().to_dict()
+    for part in values["models"].values():
+        for found in part["scores"]:
+            del found["per_class"]
+            for attack in found["attacks"]:
+                for key in ("parts", "queries", "gradients", "distances", "skipped"):
+                    del attack[key]
+    (tmp_path / "card.json").write_text(json.dumps(values))
+    text = plain(report.load(tmp_path).html())
+    assert "By class" not in text and "passes an image" not in text and "others" not in text
+    assert "PGD-40 Linf(epsilon=0.3) steps 7 plain 0.3 0.1 to 0.9 1,000 images" in text
+
+
+def test_commands_of_later_judges_are_listed():
+    card = report.amended(make(), "plain", judged(), "python -m judge")
+    assert "Judged later by python -m judge" in plain(card.html())
 
 
 def test_a_file_is_measured(tmp_path):

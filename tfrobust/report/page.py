@@ -3,9 +3,9 @@
 import functools
 import pathlib
 
-from tfrobust.evaluate import FAMILIES
+from tfrobust.evaluate import FAMILIES, AttackScore
 from tfrobust.report import plots
-from tfrobust.report.terminal import grouped, kind, latency, number, size
+from tfrobust.report.terminal import grouped, kind, latency, number, others, size
 
 TEMPLATES = pathlib.Path(__file__).resolve().parent.parent / "templates"
 
@@ -63,6 +63,7 @@ def render(values):
     import markupsafe
 
     models = values["models"]
+    seldom = {name: others(part) for name, part in models.items()}
     pictures = {
         name: svg and markupsafe.Markup(svg)
         for name, svg in (
@@ -84,26 +85,82 @@ def render(values):
             moved={n: p["vulnerability"] for n, p in models.items() if p["vulnerability"]},
             flags=grouped(models),
             attacks=_attacks(models),
+            by_class=_by_class(models),
+            order=list(models),
+            others=seldom,
+            other=any(name for name, _ in seldom.values()),
+            judged_by=dict.fromkeys(c for p in models.values() for c in p.get("judged_by", ())),
             curve_attacks=sorted({p["curve"]["attack"] for p in models.values() if p["curve"]}),
         )
     )
 
 
 def _attacks(models):
-    """Every attack with its settings once, and who met it on how many images."""
+    """Every attack with its settings once, and for each model that met it what came of it."""
     found = {}
     for name, part in models.items():
         for scores in part["scores"]:
-            for attack in scores["attacks"]:
+            for score in map(AttackScore.from_dict, scores["attacks"]):
                 plain = {
                     key: value
-                    for key, value in attack["config"].items()
-                    if not isinstance(value, dict) and value is not None
+                    for key, value in score.config.items()
+                    if not isinstance(value, dict | list) and value is not None
                 }
                 settings = ", ".join(f"{key} {value}" for key, value in plain.items())
-                key = (attack["name"], attack["threat"], settings)
-                found.setdefault(key, []).append((name, attack["rate"]))
+                key = (score.name, score.threat, settings)
+                found.setdefault(key, []).append(
+                    {
+                        "model": name,
+                        "rate": score.rate.to_dict(),
+                        "passes": {"forward": score.queries, "backward": score.gradients},
+                        "notes": list(_notes(score, scores["cascade"])),
+                    }
+                )
     return [
-        {"name": name, "threat": threat, "settings": settings, "rates": rates}
-        for (name, threat, settings), rates in found.items()
+        {
+            **{"name": name, "threat": threat, "settings": settings, "rows": rows},
+            "known": any(row["notes"] or any(row["passes"].values()) for row in rows),
+        }
+        for (name, threat, settings), rows in found.items()
     ]
+
+
+def _notes(score, cascade):
+    if cascade:
+        yield "met only what the attacks before it had left"
+    for name, rate in score.parts:
+        yield f"{share(rate.value)} left after {name}"
+    if score.distances is not None:
+        yield str(score.distances)
+    for member, reason in score.skipped.items():
+        yield f"without {member}: {reason}"
+    if score.illegal:
+        yield f"{score.illegal:,} points outside of the threat, not counted"
+
+
+def _by_class(models):
+    """Worst-case accuracy of each class, from the evaluation that left least; None without one.
+
+    Returns:
+        {"cells": [(label, share, clean share), ...] of each model, "least", "most": images of a
+        class, "range": {model: (lowest, median, highest)} as pairs (label, share)}.
+    """
+    cells, counts = {}, []
+    for name, part in models.items():
+        known = [s for s in part["scores"] if s["attacks"] and s.get("per_class")]
+        if not known:
+            continue
+        rows = min(known, key=lambda scores: scores["joint"]["accuracy"])["per_class"]
+        rows = [(label, *row) for label, row in enumerate(rows) if row[0]]
+        cells[name] = [(label, robust / n, clean / n) for label, n, clean, robust in rows]
+        counts += [n for _, n, _, _ in rows]
+    if not counts:
+        return None
+    sorted_cells = {name: sorted(found, key=lambda cell: cell[1]) for name, found in cells.items()}
+    return {
+        "cells": cells,
+        "labels": sorted({cell[0] for found in cells.values() for cell in found}),
+        "range": {k: (v[0], v[(len(v) - 1) // 2], v[-1]) for k, v in sorted_cells.items()},
+        "least": min(counts),
+        "most": max(counts),
+    }

@@ -52,7 +52,7 @@ def grouped(models):
     """Doubts by code, so that the same advice for several models is given once.
 
     Returns:
-        List of (flag, [(names of models, sentence), ...]), doubts before notes.
+        List of (flag, [(list of models' names, sentence), ...]), doubts before notes.
     """
     found = {}
     for name, part in models.items():
@@ -60,10 +60,17 @@ def grouped(models):
             _, cases = found.setdefault((flag["code"], flag["advice"]), (flag, {}))
             cases.setdefault(flag["sentence"], []).append(name)
     groups = [
-        (flag, [(", ".join(names), sentence) for sentence, names in cases.items()])
+        (flag, [(names, sentence) for sentence, names in cases.items()])
         for flag, cases in found.values()
     ]
     return sorted(groups, key=lambda group: group[0]["severity"] != "doubt")
+
+
+def others(part):
+    """`(family, rate)` of the lowest accuracy under families without a column of their own."""
+    found = {k: rate for k, rate in part["families"].items() if k not in FAMILIES and rate}
+    name = min(found, key=lambda key: found[key]["accuracy"], default=None)
+    return name, found.get(name)
 
 
 def _short(name):
@@ -101,7 +108,7 @@ class Table:
             if place:
                 table.add_column(title, justify="right", no_wrap=True)
             else:
-                table.add_column(title, min_width=12)
+                table.add_column(title, min_width=12, overflow="fold")
         for row in zip(*(cells for _, cells in columns), strict=True):
             # Text, not strings: names of models may hold brackets, rich's markup.
             table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
@@ -114,6 +121,8 @@ class Table:
         for family in FAMILIES:
             cells = [self._rate(part["families"].get(family)) for part in parts.values()]
             columns.append((family, cells))
+        if any(others(part)[0] for part in parts.values()):
+            columns.append(("others", [self._rate(*others(p)[::-1]) for p in parts.values()]))
         return columns
 
     def _usual(self):
@@ -121,8 +130,8 @@ class Table:
         parts = self.values["models"].values()
         return max((part["clean"]["n"] for part in parts if part["clean"]), default=0)
 
-    def _rate(self, rate):
-        """A rate, its interval below, and its n where it is not the usual one."""
+    def _rate(self, rate, name=None):
+        """A rate, its interval below, its n where it is not the usual one, and whose it is."""
         from rich.text import Text
 
         if rate is None:
@@ -131,6 +140,8 @@ class Table:
         text.append(f"\n{100 * rate['low']:.1f}-{100 * rate['high']:.1f}", style="dim")
         if rate["n"] != self._usual():
             text.append(f"\nn {rate['n']:,}", style="dim")
+        if name is not None:
+            text.append(f"\n{name}", style="dim")
         return text
 
     def _costs(self):
@@ -154,5 +165,5 @@ class Table:
         if self._usual():
             yield f"Percent right of n = {self._usual():,} images, 95 % intervals below."
         for flag, cases in grouped(self.values["models"]):
-            seen = " ".join(f"{names}: {sentence}" for names, sentence in cases)
+            seen = " ".join(f"{'; '.join(names)}: {sentence}" for names, sentence in cases)
             yield f"{flag['severity']} ({flag['code']}) {seen} {flag['advice']}"
