@@ -74,11 +74,14 @@ def dlr(logits, y, target=None):
 
 
 def dlr_targeted(logits, y, target):
-    """Targeted DLR (Croce and Hein, 2020, eq. 7) towards class `target`; 4 classes or more."""
+    """Targeted DLR (Croce and Hein, 2020, eq. 7) towards class `target`; 4 classes or more.
+
+    Of 3 classes, which a goal may leave it with, the third stands for the mean of two.
+    """
     logits, _, true = _parts(logits, y)
-    top = tf.math.top_k(logits, 4).values
+    top = tf.math.top_k(logits, min(4, logits.shape[-1])).values
     wanted = tf.gather(logits, target, batch_dims=1)
-    return -(true - wanted) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return -(true - wanted) / (top[:, 0] - tf.reduce_mean(top[:, 2:], -1) + 1e-12)
 
 
 def kl(logits, other):
