@@ -90,6 +90,7 @@ def test_evaluation_shows_every_member_and_the_joint_figure():
     counts = [scores.clean.count, *(rate.count for _, rate in score.parts)]
     assert counts == sorted(counts, reverse=True) and counts[-1] == scores.joint.count
     assert score.queries > score.gradients > 0
+    assert scores.families["APGD"] == score.parts[1][1]  # after APGD-CE and APGD-T
     assert "after APGD-CE" in str(scores)
     again = evaluate.Scores.from_dict(scores.to_dict())
     assert again.attacks[0].parts == score.parts and again.to_dict() == scores.to_dict()

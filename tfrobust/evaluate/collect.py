@@ -24,6 +24,8 @@ def scores_of(plan, state):
         family = family_of(name)
         families[family] = families.get(family, True) & records[name]
         target = before if plan.cascade else records["clean"]
+        for key, right in _leading(attack, name, records, target):
+            families.setdefault(key, right)
         scored.append(
             AttackScore(
                 *(name, family, rate(records[name]), repr(attack.threat), int(attack.runs)),
@@ -83,6 +85,19 @@ def _parts(attack, name, records, target, n, classes):
             left = target & ((by == NEVER) | (by > runs[-1]))
             found.append((member.name, Rate(int(left.sum()), n)))
     return tuple(found)
+
+
+def _leading(attack, name, records, target):
+    """(family, rows left) of an ensemble's first members, which saw all that the ensemble did."""
+    members = getattr(attack, "members", ())
+    if members:
+        family, end = family_of(members[0][0].name), 0
+        for member, runs in members:
+            if family_of(member.name) != family:
+                break
+            end = runs.stop
+        by = records[f"{name}: run"]
+        yield family, target & ((by == NEVER) | (by >= end))
 
 
 def _mean(spent, target):
