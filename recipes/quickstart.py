@@ -159,9 +159,7 @@ def judge(net, data, args):
         tr.attacks.FGSM(THREAT),
         tr.attacks.PGD(THREAT, steps=steps, restarts=1 if args.smoke else 5),
         tr.attacks.APGD(THREAT, steps=10 if args.smoke else 100),
-        tr.attacks.APGD(
-            THREAT, steps=10 if args.smoke else 100, loss="dlr_targeted", targets=9
-        ),
+        tr.attacks.APGD(THREAT, steps=10 if args.smoke else 100, loss="dlr_targeted", targets=9),
     ]
     return tr.evaluate.robustness(
         net,

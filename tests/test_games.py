@@ -56,9 +56,7 @@ def test_clean_mix_is_plain_keras_fit():
 def test_zero_radius_is_clean_training():
     one = training.AdversarialTraining(bank.classifier(), NOTHING)
     two_ = training.AdversarialTraining(bank.classifier(), NOTHING, mix=(1, 0))
-    for a, b in zip(
-        play(one, optimizer=SGD(0.1)), play(two_, optimizer=SGD(0.1)), strict=True
-    ):
+    for a, b in zip(play(one, optimizer=SGD(0.1)), play(two_, optimizer=SGD(0.1)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

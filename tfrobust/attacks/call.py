@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import buckets, losses
+from tfrobust.attacks.backward import Passes
 
 
 def logits_of(model, x):
@@ -103,12 +104,10 @@ class Call:
         self.gradients += self.draws
 
         def once():
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x)
+            with Passes(x) as passes:
                 logits = logits_of(self.model, x)
                 loss = score(logits)
-            gradient = tape.gradient(loss, x)
-            return logits, loss, tf.zeros_like(x) if gradient is None else gradient
+            return logits, loss, passes.gradient(loss)
 
         if self.draws == 1:
             logits, loss, gradient = once()
@@ -132,14 +131,12 @@ class Call:
                 lambda logits: tf.reduce_sum(weights * logits, -1), x
             )[2]
         self.queries += 1
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch(x)
+        with Passes(x) as passes:
             logits = logits_of(self.model, x)
 
         def back(weights):
             self.gradients += 1
-            gradient = tape.gradient(logits, x, output_gradients=weights)
-            return tf.zeros_like(x) if gradient is None else gradient
+            return passes.gradient(logits, weights)
 
         return logits, back
 
@@ -218,9 +215,7 @@ def forward(model, x, draws=1):
         reference = weakref.ref(model)
         _forward[model] = compiled(lambda images: logits_of(reference(), images))
     x = np.asarray(x)
-    passes = (
-        buckets.apply(lambda images, real: _forward[model](images), x) for _ in range(draws)
-    )
+    passes = (buckets.apply(lambda images, real: _forward[model](images), x) for _ in range(draws))
     return sum(passes) / draws if draws > 1 else next(passes)
 
 

@@ -82,9 +82,7 @@ class Runner:
                 self.interpreter = _interpreter_class()(model_content=content, num_threads=1)
                 self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError):
-            raise ValueError(
-                f"`source` must be a TensorFlow Lite file. Received: {name}"
-            ) from None
+            raise ValueError(f"`source` must be a TensorFlow Lite file. Received: {name}") from None
         (self.input,), (self.output,) = (
             self.interpreter.get_input_details(),
             self.interpreter.get_output_details(),

@@ -1,7 +1,7 @@
 """Layers that a classifier wears in training: masks over channels.
 
-    net = tr.models.lenet5_caffe(mask=tr.layers.BetaBernoulliMask)
-    net = tr.layers.insert_masks(my_model, tr.layers.BetaBernoulliMask)
+net = tr.models.lenet5_caffe(mask=tr.layers.BetaBernoulliMask)
+net = tr.layers.insert_masks(my_model, tr.layers.BetaBernoulliMask)
 """
 
 from tfrobust.layers.beta_bernoulli import BetaBernoulliMask, distributions

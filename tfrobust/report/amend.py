@@ -37,9 +37,7 @@ def amended(card, model, scores, command=None):
         names = ", ".join(map(repr, values["models"]))
         raise ValueError(f"`model` must be one of {names}. Received: model={model!r}")
     if not isinstance(scores, Scores):
-        raise TypeError(
-            f"`scores` must be a tr.evaluate.Scores. Received: {type(scores).__name__}"
-        )
+        raise TypeError(f"`scores` must be a tr.evaluate.Scores. Received: {type(scores).__name__}")
     part, new = values["models"][model], scores.to_dict()
     part["scores"] = [old for old in part["scores"] if _what(old) != _what(new)] + [new]
     part["families"].update(new["families"])

@@ -1,8 +1,8 @@
 """Adversarial training: weights learned on attacked images, alone or mixed with clean ones.
 
-    game = tr.training.AdversarialTraining(net, tr.attacks.PGD(tr.threats.Linf(0.3), steps=7))
-    game.compile(keras.optimizers.Adam(1e-3), metrics=["accuracy"])
-    game.fit(x_train, y_train, epochs=10)
+game = tr.training.AdversarialTraining(net, tr.attacks.PGD(tr.threats.Linf(0.3), steps=7))
+game.compile(keras.optimizers.Adam(1e-3), metrics=["accuracy"])
+game.fit(x_train, y_train, epochs=10)
 """
 
 import keras
