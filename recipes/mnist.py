@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 import tfrobust as tr
+from recipes.command import command_line
 
 EPSILON = 0.3
 THREAT = tr.threats.Linf(EPSILON)
@@ -36,27 +37,11 @@ def arguments(doc, epochs, **more):
     for name, keywords in more.items():
         parser.add_argument("--" + name.replace("_", "-"), **keywords)
     args = parser.parse_args()
-    args.command = "python -m " + " ".join(
-        [f"recipes.{pathlib.Path(sys.argv[0]).stem}", *_public(sys.argv[1:])]
-    )
+    args.command = command_line(sys.argv[1:], pathlib.Path(sys.argv[0]).stem)
     args.work, args.out = pathlib.Path(args.work), pathlib.Path(args.out)
     if args.smoke:
         args.epochs, args.out = 1, args.work / "smoke"
     return args
-
-
-def _public(argv):
-    """The arguments without folders of this machine."""
-    drop = {"--data-dir", "--work", "--out", "--resume"}
-    kept, skip = [], False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word.split("=")[0] in drop:
-            skip = "=" not in word and word != "--resume"
-        else:
-            kept.append(word)
-    return kept
 
 
 def mnist(args):

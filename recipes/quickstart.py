@@ -11,7 +11,6 @@ intervals.
 
 import argparse
 import pathlib
-import shlex
 import sys
 import time
 
@@ -20,6 +19,7 @@ import numpy as np
 import rich
 
 import tfrobust as tr
+from recipes.command import command_line
 from recipes.progress import Line
 
 EPSILON = 0.15
@@ -71,7 +71,7 @@ def main():
         },
         threat=THREAT,
         reference="standard",
-        command=shlex.join(["python", "-m", "recipes.quickstart", *_public(sys.argv[1:])]),
+        command=command_line(sys.argv[1:], "quickstart"),
         limits=["360 test images: intervals are several points wide."],
     )
     card.save(folder)
@@ -81,14 +81,6 @@ def main():
         f"model.keras, model.tflite and model_int8.tflite lie beside it. "
         f"All of it took {time.perf_counter() - began:.0f} s."
     )
-
-
-def _public(argv):
-    """The arguments without --out, which names a folder of this machine."""
-    if "--out" not in argv:
-        return argv
-    place = argv.index("--out")
-    return argv[:place] + argv[place + 2 :]
 
 
 def train_all(data, args):

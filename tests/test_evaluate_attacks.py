@@ -41,10 +41,11 @@ def test_quantised_logits_look_robust_to_gradients_and_the_joint_figure_is_right
 
 
 def test_huge_logits_look_robust_to_cross_entropy_and_the_joint_figure_is_right():
+    # What is left of the gradient is the rounding of 1 - p: at best it points away from the class.
     net, x, y = bank.linear(30000.0)
-    threat = threats.Linf(RADIUS)
+    threat = threats.Linf(0.063)
     scores = run(net, (x, y), [attacks.BIM(threat, steps=10), ensemble(threat)])
-    assert scores["BIM-10"].count == 6
+    assert scores["BIM-10"].count >= LEFT + 2
     assert scores.joint.count == LEFT
     assert "zero_ce_gradient" in codes(scores)
 

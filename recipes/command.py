@@ -1,0 +1,22 @@
+"""The command that a card names: what was typed, without folders of this machine."""
+
+import shlex
+
+FOLDERS = ("--data-dir", "--work", "--out")
+
+
+def command_line(argv, recipe):
+    """`python -m recipes.<recipe>` with the arguments that change the result.
+
+    >>> command_line(["--epochs", "3", "--out=here", "--resume", "--data-dir", "d"], "mnist_at")
+    'python -m recipes.mnist_at --epochs 3'
+    """
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word.split("=")[0] in FOLDERS:
+            skip = "=" not in word
+        elif word != "--resume":
+            kept.append(word)
+    return shlex.join(["python", "-m", f"recipes.{recipe}", *kept])
