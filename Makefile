@@ -19,7 +19,7 @@ help:
 	@echo "make lint       ruff alone"
 	@echo "make bench      time ratios against the floor, cleverhans, ART and foolbox"
 	@echo "make agreement  compare the attacks' strength with foolbox, ART and torchattacks"
-	@echo "make results    rebuild docs/results and README's table from the cards"
+	@echo "make results    rebuild docs/results and README's table from cards and measurements"
 	@echo "make clean      remove $(VENV) and caches (saved_models/ stays)"
 
 # A stamp that is newer than setup.py says that the environment is complete.
@@ -55,9 +55,11 @@ test-slow: install
 
 results: install
 	$(PY) -m recipes.results
+	$(PY) -m bench.page
 
 bench: $(VENV)/.peers
 	$(PY) -m bench.run
+	$(PY) -m bench.scale
 
 agreement: $(VENV)/.torch
 	$(PY) -m bench.agreement
