@@ -27,10 +27,11 @@ def sections(robust, x, y, args):
         section(f"{name} robust model", "PGD", pgd, robust, x, y, args.rounds, ROBUST),
         section(f"{name} plain model", "PGD", pgd, plain, x, y, args.rounds, PLAINLY),
     ]
-    few = args.suite_images
-    if few:
-        name, rounds = f"AutoAttack standard on {few} images", args.suite_rounds
-        parts.append(section(name, "AutoAttack", suite, robust, x[:few], y[:few], rounds, SUITE))
+    if args.suite_images:
+        data = tr.data.load("mnist")
+        x, y = data.x_test[: args.suite_images], data.y_test[: args.suite_images]
+        name = f"AutoAttack standard on {len(x)} images of a robust model, with all compilation"
+        parts.append(section(name, "AutoAttack", suite, robust, x, y, 1, SUITE, warm=False))
     return parts
 
 
@@ -57,7 +58,7 @@ def plain_model(x, y, keep=True):
     return model
 
 
-def section(name, attack, libraries, model, x, y, rounds, bar):
+def section(name, attack, libraries, model, x, y, rounds, bar, warm=True):
     """One section of `bench.run`: seconds of the same attack by each library."""
     contenders, absent = {}, {}
     for library in libraries:
@@ -72,7 +73,7 @@ def section(name, attack, libraries, model, x, y, rounds, bar):
             absent[library] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
             contenders[library] = lambda run=contender: run(model, x, y)
-    times = timing.interleaved(contenders, rounds)
+    times = timing.interleaved(contenders, rounds, warm)
     peers = [library for library in times if library != "tfrobust"]
     floor = min(peers or times, key=lambda library: statistics.median(times[library]))
     bars = {"tfrobust": bar} if peers else {}

@@ -6,16 +6,17 @@ import statistics
 import time
 
 
-def interleaved(contenders, rounds):
+def interleaved(contenders, rounds, warm=True):
     """Seconds of each contender in each round: {name: [seconds]}.
 
     Args:
         contenders: {name: callable without arguments that returns when the work is done;
             a float that it returns stands for the seconds that count.}
-        rounds: Integer; one more round runs first, untimed, to compile.
+        rounds: Integer.
+        warm: One more round runs first, untimed, to compile.
     """
     times = {name: [] for name in contenders}
-    for number in range(rounds + 1):
+    for number in range(1 - warm, rounds + 1):
         for name, work in contenders.items():
             start = time.perf_counter()
             told = work()
