@@ -1,0 +1,79 @@
+"""Pruning without training, and holding what is zero: in place, on any built model."""
+
+from tfrobust.pruning.constraint import detach, optimizers_of, retrace
+from tfrobust.pruning.figures import classifier_of
+from tfrobust.pruning.pruner import Pruner, Settings, checked
+from tfrobust.pruning.schedule import fraction as checked_fraction
+from tfrobust.pruning.select import amount
+
+
+def _hold(model, settings):
+    checked(classifier_of(model))
+    pruner = Pruner(classifier_of(model), settings)
+    if pruner.attach():
+        retrace(model, *[pruner.model] * (pruner.model is not model))
+    return pruner
+
+
+def prune(model, fraction, **options):
+    """Prunes a model at once, in place, without training ("None" fine-tuning).
+
+    Args:
+        model: Built classifier, or a game.
+        fraction: Float in [0, 1).
+        **options: As for `tr.pruning.MagnitudePruning`, from `structured` on.
+
+    Returns:
+        `tr.pruning.Report`.
+
+    Example:
+
+    >>> import keras
+    >>> net = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="logits")])
+    >>> prune(net, 0.5).pruned
+    40
+    """
+    fraction = checked_fraction("fraction", fraction)
+    pruner = _hold(model, Settings(**options))
+    pruner.update(lambda total: amount(fraction, total))
+    pruner.project(optimizers_of(model))
+    return pruner.report()
+
+
+def freeze(model):
+    """Holds every exact zero of the kernels at zero in all training from now on.
+
+    For fine-tuning after `keras.saving.load_model`, which keeps zeros but not constraints. Biases
+    and normalization of filters that are zero as a whole are held as well. Where the optimizer
+    averages weights (`use_ema`), `MagnitudePruning(tr.pruning.Keep())` in `callbacks` does the
+    same and keeps the averages clean.
+
+    Args:
+        model: Built classifier, or a game.
+
+    Returns:
+        `tr.pruning.Report` of what is held.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="logits")])
+    >>> net.set_weights([np.array([[0.0, 1.0], [2.0, 3.0]]), np.zeros(2)])
+    >>> freeze(net).pruned
+    1
+    """
+    pruner = _hold(model, None)
+    pruner.keep_zeros()
+    pruner.project(optimizers_of(model))
+    return pruner.report()
+
+
+def release(model):
+    """Takes the constraints of this room off: pruned entries may move again.
+
+    Args:
+        model: Built classifier, or a game.
+    """
+    for variable in checked(classifier_of(model)).variables:
+        detach(variable)
+    retrace(model, *[classifier_of(model)] * (classifier_of(model) is not model))

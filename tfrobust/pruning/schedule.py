@@ -1,0 +1,215 @@
+"""When to prune and how much: schedules of our own, beside those of tfmot (`borrowed`).
+
+    tr.pruning.Linear(0.9, updates=40, every=5)        # 2.25 % every five epochs, to 90 %
+    tr.pruning.Geometric(1 / 3, updates=16, every=2)   # a third of what is left, 16 times
+    tr.pruning.OneShot(0.5)                            # half of it before the first step
+
+A schedule counts in train steps or in epochs, both from 0: update number j happens at
+begin + j * every, *before* that step (or epoch) is trained. The count is the callback's own: it
+goes on in a second `fit` and after a resume.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from tfrobust.pruning.select import amount
+
+UNITS = ("epochs", "steps")
+
+
+def whole_number(name, value, least):
+    """`value` as an int, or a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
+    return int(value)
+
+
+def fraction(name, value):
+    """`value` as a float in [0, 1), or a ValueError."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:
+        raise ValueError(
+            f"`{name}` must lie in [0, 1): the fraction of weights that is pruned, never all of "
+            f"them. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+class Schedule:
+    """Base of our schedules: `updates` updates, at begin, begin + every, and so on.
+
+    A schedule of your own defines `target(update)` (or `count(total, update)` where a fraction
+    does not say it exactly) and `get_config`.
+
+    Args:
+        updates: Integer >= 1, number of updates.
+        every: Integer >= 1, steps or epochs from one update to the next.
+        begin: Integer >= 0, steps or epochs before the first update.
+        unit: "epochs" or "steps".
+    """
+
+    def __init__(self, updates=1, every=1, begin=0, unit="epochs"):
+        self.updates = whole_number("updates", updates, 1)
+        self.every = whole_number("every", every, 1)
+        self.begin = whole_number("begin", begin, 0)
+        if unit not in UNITS:
+            raise ValueError(f"`unit` must be one of {UNITS}. Received: unit={unit!r}")
+        self.unit = unit
+
+    def target(self, update):
+        """The fraction in [0, 1) that is pruned after update number `update` (from 0)."""
+        raise TypeError(f"{type(self).__name__} must define target()")
+
+    def count(self, total, update):
+        """How many of `total` entries are pruned after that update, an integer < total."""
+        return amount(self.target(update), total)
+
+    @property
+    def final(self):
+        """The fraction in [0, 1) that is pruned in the end."""
+        return self.target(self.updates - 1)
+
+    @property
+    def end(self):
+        """The step or epoch before which the last update happens."""
+        return self.begin + (self.updates - 1) * self.every
+
+    def crossed(self, after, upto):
+        """Number of the latest update in (after, upto], or None."""
+        update = min((upto - self.begin) // self.every, self.updates - 1)
+        return update if update >= 0 and self.begin + update * self.every > after else None
+
+    def __call__(self, step):
+        """(whether there is an update at `step`, fraction that is pruned from then on)."""
+        update = min((step - self.begin) // self.every, self.updates - 1)
+        due = update >= 0 and step == self.begin + update * self.every
+        return due, self.target(update) if update >= 0 else 0.0
+
+    def get_config(self):
+        return {
+            "updates": self.updates, "every": self.every, "begin": self.begin, "unit": self.unit
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._shown())})"
+
+    def _shown(self):
+        return self.get_config().items()
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class Linear(Schedule):
+    """Equal shares of the original count: (j + 1) / updates * final after update j.
+
+    The iterative pruning of Sehwag et al. (2019), whose tables fit 40 updates of 2.5 % with five
+    epochs of fine-tuning each; one run passes every ratio on the way.
+
+    Args:
+        final: Float in [0, 1), fraction that is pruned in the end.
+        updates, every, begin, unit: See `Schedule`.
+
+    Example:
+
+    >>> schedule = Linear(0.9, updates=3, every=5)
+    >>> [schedule(epoch) for epoch in (0, 4, 5, 10)]
+    [(True, 0.3), (False, 0.3), (True, 0.6), (True, 0.9)]
+    """
+
+    def __init__(self, final, updates=40, every=5, begin=0, unit="epochs"):
+        super().__init__(updates, every, begin, unit)
+        self._final = fraction("final", final)
+
+    def target(self, update):
+        return self._final * (update + 1) / self.updates
+
+    def get_config(self):
+        return {"final": self._final, **super().get_config()}
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class Geometric(Schedule):
+    """The same share of what is left, again and again: floor(rho * nonzero) entries each time.
+
+    The progressive rule of Guo et al. (2018): with rho = 1/3 and 16 updates, 784 entries become
+    523, 349, ..., 3 and 2 (99.74 %; 1 - (1 - rho)^16, without the rounding, is 99.85 %).
+
+    Args:
+        rho: Float in (0, 1), fraction of the remaining entries that one update prunes.
+        updates, every, begin, unit: See `Schedule`.
+
+    Example:
+
+    >>> schedule = Geometric(1 / 3)
+    >>> [784 - schedule.count(784, update) for update in range(16)]
+    [523, 349, 233, 156, 104, 70, 47, 32, 22, 15, 10, 7, 5, 4, 3, 2]
+    """
+
+    def __init__(self, rho=1 / 3, updates=16, every=1, begin=0, unit="epochs"):
+        super().__init__(updates, every, begin, unit)
+        self.rho = fraction("rho", rho)
+        if self.rho == 0:
+            raise ValueError(f"`rho` must lie in (0, 1). Received: rho={rho}")
+
+    def target(self, update):
+        return 1.0 - (1.0 - self.rho) ** (update + 1)
+
+    def count(self, total, update):
+        left = total
+        for _ in range(update + 1):
+            left -= math.floor(self.rho * left + 1e-9)
+        return min(total - left, total - 1)
+
+    def get_config(self):
+        return {"rho": self.rho, **super().get_config()}
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class OneShot(Schedule):
+    """Everything at once.
+
+    Args:
+        final: Float in [0, 1), fraction that is pruned.
+        begin, unit: The step or epoch before which it happens.
+
+    Example:
+
+    >>> OneShot(0.5, begin=2)(2)
+    (True, 0.5)
+    """
+
+    def __init__(self, final, begin=0, unit="epochs"):
+        super().__init__(begin=begin, unit=unit)
+        self._final = fraction("final", final)
+
+    def target(self, update):
+        return self._final
+
+    def get_config(self):
+        return {"final": self._final, "begin": self.begin, "unit": self.unit}
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class Keep(Schedule):
+    """Prunes nothing: what is exactly zero when training begins stays zero.
+
+    For fine-tuning a pruned model after `load_model`, when the optimizer averages weights
+    (`use_ema`), and as a schedule for `tr.pruning.MagnitudePruning`; else `tr.pruning.freeze` does.
+
+    >>> Keep().final
+    0.0
+    """
+
+    def __init__(self):
+        super().__init__()
+
+    def target(self, update):
+        return 0.0
+
+    def get_config(self):
+        return {}
