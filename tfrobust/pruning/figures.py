@@ -97,7 +97,7 @@ def masks_of(model):
 
     Example:
 
-    >>> import keras
+    >>> import keras, numpy as np
     >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="logits")])
     >>> net.set_weights([np.array([[0.0, 1.0], [2.0, 0.0]]), np.zeros(2)])
     >>> masks_of(net)["logits"].tolist(), sparsity(net)

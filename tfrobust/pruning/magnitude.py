@@ -64,6 +64,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     Example:
 
+    >>> import numpy as np
     >>> from tfrobust.pruning import OneShot
     >>> net = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="logits")])
     >>> net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
