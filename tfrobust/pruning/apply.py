@@ -2,7 +2,8 @@
 
 from tfrobust.pruning.constraint import detach, optimizers_of, retrace
 from tfrobust.pruning.figures import classifier_of
-from tfrobust.pruning.pruner import Pruner, Settings, checked
+from tfrobust.pruning.places import checked
+from tfrobust.pruning.pruner import Pruner, Settings
 from tfrobust.pruning.schedule import fraction as checked_fraction
 from tfrobust.pruning.select import amount
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.pruning.schedule import Schedule
+from tfrobust.pruning.schedule import Schedule, fraction
 from tfrobust.pruning.select import amount
 
 _ADVICE = "use tr.pruning.MagnitudePruning(schedule) in `callbacks`"
@@ -49,6 +49,7 @@ def polynomial(initial, final, begin, end, power=3, every=100):
     >>> bool(due), round(float(sparsity), 4)
     (True, 0.7875)
     """  # noqa: E501
+    initial, final = fraction("initial", initial), fraction("final", final)
     keras_part = tfmot().sparsity.keras
     return keras_part.PolynomialDecay(initial, final, begin, end, power=power, frequency=every)
 
@@ -59,6 +60,7 @@ def constant(final, begin=0, end=-1, every=100):
     >>> float(constant(0.5)(0)[1])
     0.5
     """
+    final = fraction("final", final)
     return tfmot().sparsity.keras.ConstantSparsity(final, begin, end_step=end, frequency=every)
 
 
@@ -213,9 +215,11 @@ def refuse(value, name):
             f"`{name}` must be a plain Keras 3 model, not wrapped with prune_low_magnitude: "
             f"{_ADVICE}. Received: {type(value).__name__}"
         )
-    if isinstance(value, list | tuple):
-        for item in value:
-            refuse(item, name)
+    if any(k.__name__ == "Model" for k in kinds):
+        raise TypeError(
+            f"`{name}` must be a Keras 3 model, not one of tf_keras: build it with `import keras`. "
+            f"Received: {type(value).__name__} of {type(value).__module__}"
+        )
 
 
 _FOREIGN = ("tensorflow_model_optimization", "tf_keras")

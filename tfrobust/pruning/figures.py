@@ -3,7 +3,7 @@
 import dataclasses
 
 from tfrobust.pruning.constraint import numpy
-from tfrobust.pruning.places import kernels
+from tfrobust.pruning.places import checked, kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def masks_of(model):
     >>> masks_of(net)["logits"].tolist(), sparsity(net)
     ([[False, True], [True, False]], 0.5)
     """
-    found, _ = kernels(classifier_of(model))
+    found, _ = kernels(checked(classifier_of(model)))
     return {place.name: numpy(place.kernel) != 0 for place in found}
 
 

@@ -180,8 +180,9 @@ def _(layer: layers.BatchNormalization, node, tensor, trail):
     if layer.axis not in (-1, len(tensor.shape) - 1):
         raise Stays(f"'{node.name}' does not normalize the last axis")
     trail.silence(layer.gamma, layer.beta)
-    # Without gamma the moving mean is left, a constant.
-    return Trail(trail.source, bool(layer.scale), trail.silenced)
+    if layer.gamma is None and trail.zero:
+        trail.silence(layer.moving_mean)  # nothing else shuts it; fed with zeros, it stays
+    return Trail(trail.source, trail.zero or layer.gamma is not None, trail.silenced)
 
 
 @passes.register(layers.DepthwiseConv1D)

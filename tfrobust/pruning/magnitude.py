@@ -9,7 +9,8 @@ import keras
 from tfrobust.pruning.borrowed import adapted, refuse
 from tfrobust.pruning.constraint import optimizers_of, retrace
 from tfrobust.pruning.figures import classifier_of
-from tfrobust.pruning.pruner import Pruner, Settings, checked
+from tfrobust.pruning.places import checked
+from tfrobust.pruning.pruner import Pruner, Settings
 from tfrobust.pruning.schedule import Keep
 
 

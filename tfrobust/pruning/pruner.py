@@ -5,7 +5,6 @@ The callback decides when and how much, `select` which, and this file carries it
 
 import contextlib
 
-import keras
 import numpy as np
 
 from tfrobust.pruning import select
@@ -235,18 +234,3 @@ def _everything(model):
             f"Received: model '{getattr(model, 'name', model)}' (no Conv or Dense layer)"
         )
     return found
-
-
-def checked(model):
-    """`model` if it is a built Keras 3 model, else raises."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a Keras 3 model; models of tf_keras and wrappers of tfmot are not. "
-            f"Received: {type(model).__module__}.{type(model).__name__}"
-        )
-    if not model.built:
-        raise ValueError(
-            "`model` must be built: call it on a batch first. "
-            f"Received: model '{model.name}' without weights"
-        )
-    return model

@@ -13,10 +13,12 @@ import tensorflow as tf
 from tfrobust import contract
 from tfrobust.attacks.attack import Attack
 from tfrobust.data import Batches
+from tfrobust.pruning.borrowed import refuse
 
 
 def parts(classifier, attack, validation_attack, regularizers):
     """What a game is made of."""
+    refuse(classifier, "classifier")
     contract.classifier(classifier)
     for name, value in (("attack", attack), ("validation_attack", validation_attack)):
         if not isinstance(value, Attack) and not (name != "attack" and value is None):
@@ -44,6 +46,12 @@ def validation(classifier, data):
         arrays(classifier, data[0], data[1], "validation_")
     else:
         arrays(classifier, data, None, "validation_")
+
+
+def callbacks(given):
+    """Refuses callbacks that would do nothing: those of tfmot are for its own Keras."""
+    for callback in keras.tree.flatten(getattr(given, "callbacks", given) or []):
+        refuse(callback, "callbacks")
 
 
 def batch(classifier, x, y):

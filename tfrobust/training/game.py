@@ -267,6 +267,7 @@ class Game(keras.Model):
         checks.arrays(self.classifier, x, y)
         checks.validation(self.classifier, kwargs.get("validation_data"))
         checks.unchanged(self)
+        checks.callbacks(callbacks)
         callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
         with checks.plainly():
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
