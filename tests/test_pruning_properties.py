@@ -1,0 +1,136 @@
+"""Properties of the choice: exact counts, ties by index, monotone, and the bounds of m:n."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from tfrobust.pruning import Geometric, Linear, OneShot, select
+from tfrobust.pruning.borrowed import adapted, polynomial
+
+few = settings(max_examples=60, deadline=None)
+# Few values, so that ties are the rule.
+SCORES = arrays.arrays(
+    np.float32, st.integers(1, 40), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])
+)
+FRACTION = st.floats(0.0, 1.0, exclude_max=True)
+
+
+@few
+@given(SCORES, st.integers(0, 45))
+def test_smallest_is_a_stable_sort(scores, count):
+    expected = np.zeros(len(scores), bool)
+    expected[np.argsort(scores, kind="stable")[:count]] = True
+    np.testing.assert_array_equal(select.smallest(scores, count), expected)
+
+
+@few
+@given(st.integers(1, 10**6), st.integers(0, 999))
+def test_the_amount_meets_the_fraction_and_never_takes_all(count, thousandths):
+    gone = select.amount(thousandths / 1000, count)
+    exact = -(-thousandths * count // 1000)  # in integers
+    assert gone == min(exact, count - 1)
+
+
+@few
+@given(SCORES, st.lists(FRACTION, min_size=1, max_size=4))
+def test_masks_are_monotone_and_counts_exact(scores, fractions):
+    """Weights move between updates; what is gone stays gone."""
+    alive, most = np.ones(len(scores), bool), 0
+    for number, fraction in enumerate(fractions):
+        moved = np.roll(scores, number)
+        count = select.amount(fraction, len(scores))
+        ((gone,), _) = select.by_layer([np.where(alive, moved, select.DEAD)], [count])
+        assert not (gone & alive).all() or len(scores) == 1
+        assert (gone | alive).all()  # all that was gone is gone
+        alive, most = ~gone, max(most, count)
+        assert gone.sum() == most
+
+
+@few
+@given(st.lists(SCORES, min_size=1, max_size=4), FRACTION, st.integers(1, 3), st.data())
+def test_one_ranking_over_layers(scores, fraction, spare, data):
+    sizes = [data.draw(st.integers(1, 5)) for _ in scores]
+    total = sum(size * len(s) for size, s in zip(sizes, scores, strict=True))
+    need = select.amount(fraction, total)
+    chosen, bound = select.together(scores, sizes, need, spare)
+    gone = sum(size * c.sum() for size, c in zip(sizes, chosen, strict=True))
+    free = sum(size * max(len(s) - spare, 0) for size, s in zip(sizes, scores, strict=True))
+    assert all((~c).sum() >= min(spare, len(c)) for c in chosen)
+    assert min(need, free) <= gone < min(need, free) + max(sizes) or need == 0 == gone
+    # What stays although it could have gone scores no less than what went.
+    worst = max((s[c].max() for s, c in zip(scores, chosen, strict=True) if c.any()), default=0)
+    for s, c in zip(scores, chosen, strict=True):
+        if (~c).sum() > spare:
+            assert s[~c].min() >= worst or math.isclose(s[~c].min(), worst)
+    if not bound:
+        assert gone >= need
+    again, _ = select.together(
+        [np.where(c, select.DEAD, s) for s, c in zip(scores, chosen, strict=True)],
+        sizes, need, spare,
+    )  # fmt: skip
+    assert all((a == c).all() for a, c in zip(again, chosen, strict=True))
+
+
+@few
+@given(
+    arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(1, 11), st.integers(1, 3)),
+        elements=st.sampled_from([0.0, 0.5, 1.0]),
+    ),
+    st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 4), (2, 5)]),
+)
+def test_every_run_has_its_zeros(scores, run):
+    count, size = run
+    chosen = select.in_runs(scores, count, size)
+    width = scores.shape[1]
+    for begin in range(0, width, size):
+        part, gone = scores[:, begin : begin + size], chosen[:, begin : begin + size]
+        filled = size - part.shape[1]
+        assert (gone.sum(axis=1) == max(0, count - filled)).all()
+        kept = np.where(gone, np.inf, part).min(axis=1)
+        lost = np.where(gone, part, -np.inf).max(axis=1)
+        assert (kept >= lost).all()
+    more = select.in_runs(np.where(chosen, select.DEAD, scores), min(count + 1, size - 1), size)
+    assert (more | ~chosen).all()
+
+
+@few
+@given(st.integers(2, 5000), st.floats(0.05, 0.9), st.integers(1, 20))
+def test_geometric_takes_its_share_of_the_rest(total, rho, updates):
+    schedule, left = Geometric(rho, updates=updates), total
+    for update in range(updates):
+        rest = total - schedule.count(total, update)
+        assert rest >= 1 and left - rest in (math.floor(rho * left), math.floor(rho * left + 1e-9))
+        left = rest
+
+
+@few
+@given(
+    st.sampled_from(
+        [
+            Linear(0.7, updates=5, every=3, begin=2),
+            OneShot(0.5, begin=4),
+            adapted(polynomial(0.1, 0.7, 2, 17, every=5)),
+        ]
+    ),
+    st.lists(st.integers(1, 6), min_size=1, max_size=12),
+)
+def test_no_point_is_missed_whatever_the_stride(schedule, strides):
+    """Steps per execution only delay: the target is that of the latest point passed."""
+    asked, target, now = -1, 0.0, 0
+    for stride in [0, *strides]:
+        now += stride
+        update = schedule.crossed(asked, now)
+        target = target if update is None else max(target, schedule.target(update))
+        asked = now
+        each, expected = -1, 0.0
+        for step in range(now + 1):
+            point = schedule.crossed(each, step)
+            expected = expected if point is None else schedule.target(point)
+            each = step
+        assert target == pytest.approx(expected)

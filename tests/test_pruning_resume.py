@@ -1,0 +1,162 @@
+"""A `fit` killed in the middle of a schedule ends in the masks and weights of the unbroken one.
+
+Run as a program this file is the victim: it trains, and somebody kills it.
+"""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfrobust as tr
+from tests.bank_pruning import adversarial, compiled, data, dense
+from tfrobust.pruning import Linear, MagnitudePruning, polynomial
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EPOCHS = 4  # of three steps
+
+
+class Kill(keras.callbacks.Callback):
+    """Ends `fit` as abruptly as a process can do to itself and go on testing."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def schedules(name):
+    if name == "epochs":
+        return MagnitudePruning(Linear(0.8, updates=4, every=1), scope="global")
+    if name == "filters":
+        schedule = Linear(0.75, updates=6, every=2, unit="steps")
+        return MagnitudePruning(schedule, structured="filters")
+    return MagnitudePruning(polynomial(0.0, 0.9, 1, 11, every=2))
+
+
+def train(folder=None, kill=None, name="steps", seed=0, make=compiled, save_freq=1, execution=1):
+    optimizer = keras.optimizers.Adam(0.02, weight_decay=0.01, use_ema=True, ema_momentum=0.8)
+    model = make(dense(seed=seed), optimizer, steps_per_execution=execution, run_eagerly=True)
+    batches, prune = tr.data.Batches(*data(), 8, seed=3), schedules(name)
+    callbacks = [prune]
+    if folder is not None:
+        known = (None, ()) if make is adversarial else (batches, [prune])
+        callbacks.append(tr.training.Resume(folder, *known, save_freq=save_freq))
+    if kill is not None:
+        callbacks.append(Kill(kill))
+    try:
+        history = model.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+    except KeyboardInterrupt:
+        history = None
+    return model, prune, history
+
+
+def state(model, prune):
+    variables = [*model.variables, *model.optimizer.variables]
+    return [np.asarray(v.numpy()) for v in variables] + prune._pruner.masks
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "name, make, save_freq, kills",
+    [
+        ("steps", compiled, 1, (5, 1)),
+        ("steps", adversarial, 2, (7,)),
+        ("epochs", compiled, "epoch", (4,)),
+        ("epochs", adversarial, 1, (4, 3)),
+        ("filters", compiled, 2, (8,)),
+    ],
+)
+def test_resumed_equals_unbroken(tmp_path, name, make, save_freq, kills):
+    """Kills within an epoch and at its end; later starts have another seed."""
+    whole = train(name=name, make=make)
+    for seed, kill in enumerate(kills):
+        train(tmp_path, kill, name, seed, make, save_freq)
+    model, prune, history = train(tmp_path, None, name, 9, make, save_freq)
+    assert_same(state(model, prune), state(*whole[:2]))
+    assert history.history == whole[2].history
+    assert 0.7 < prune.report().sparsity < 1
+
+
+@pytest.mark.slow
+def test_steps_per_execution(tmp_path):
+    whole = train(execution=2)
+    train(tmp_path, 3, execution=2)
+    model, prune, _ = train(tmp_path, seed=9, execution=2)
+    assert_same(state(model, prune), state(*whole[:2]))
+
+
+def test_another_schedule_is_refused(tmp_path):
+    train(tmp_path, 4, name="steps")
+    with pytest.raises(ValueError, match="`schedule` and its options must be those of the run"):
+        train(tmp_path, name="epochs")
+
+
+# Kill -9 ----------------------------------------------------------------------------------------
+
+
+def main(folder, out):
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            print("batch", batch, flush=True)
+            time.sleep(0.1)
+
+    game = adversarial(dense(), keras.optimizers.Adam(0.02))
+    prune = schedules("steps")
+    resume = tr.training.Resume(folder, save_freq=2)
+    batches = tr.data.Batches(*data(), 8, seed=3)
+    game.fit(batches, epochs=EPOCHS, verbose=0, callbacks=[prune, resume, Slow()])
+    np.savez(out, *state(game, prune))
+
+
+def start(folder, out):
+    return subprocess.Popen(
+        [sys.executable, __file__, str(folder), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.slow
+def test_kill_9(tmp_path):
+    ends = []
+    for name, waits in (("whole", ()), ("killed", (6, 3))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for lines in waits:
+            child = start(folder / "run", folder / "end.npz")
+            for _ in range(lines):
+                child.stdout.readline()
+            child.send_signal(signal.SIGKILL)
+            _, errors = child.communicate()
+            assert child.returncode == -signal.SIGKILL, errors[-2000:]
+        child = start(folder / "run", folder / "end.npz")
+        _, errors = child.communicate(timeout=300)
+        assert child.returncode == 0, errors[-2000:]
+        with np.load(folder / "end.npz") as file:
+            ends.append([file[key] for key in file.files])
+    assert_same(*ends)
+
+
+if __name__ == "__main__":
+    tf.get_logger().setLevel("ERROR")
+    main(*sys.argv[1:])
