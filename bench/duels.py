@@ -170,7 +170,9 @@ def our_auto_attack(model, x, y, state=None):
     Args:
         state: File of an evaluation that may have run before; the seconds are its own.
     """
-    scores = tr.evaluate.robustness(model, (x, y), [our_suite()], progress=False, state=state)
+    scores = tr.evaluate.robustness(
+        model, (x, y), [our_suite()], progress=False, state=state, max_examples=len(x)
+    )
     left = {member: rate.count for member, rate in scores.attacks[0].parts}
     more = {"robust": scores.joint.count, "left": left}
     return None, more if state is None else {**more, "seconds": round(scores.seconds, 1)}
