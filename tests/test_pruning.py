@@ -13,7 +13,15 @@ from rich.console import Console
 import tfrobust as tr
 from tests import bank, bank_pruning
 from tests.bank_pruning import OPTIMIZERS, Watch, adversarial, compiled, dense, fit
-from tfrobust.pruning import Geometric, Linear, MagnitudePruning, OneShot, constant, polynomial
+from tfrobust.pruning import (
+    Geometric,
+    Linear,
+    MagnitudePruning,
+    OneShot,
+    Threshold,
+    constant,
+    polynomial,
+)
 from tfrobust.pruning.constraint import optimizers_of, slots
 
 
@@ -29,7 +37,7 @@ def tfmot():
 # The invariant ----------------------------------------------------------------------------------
 
 
-QUICK = ("momentum", "adam-ema", "schedule-free")
+QUICK = ("momentum", "adam-ema")
 
 
 @pytest.mark.parametrize(
@@ -396,6 +404,10 @@ MISTAKES = {
     "no filters": (
         lambda: OneShot(0.5), {"min_filters": 0}, ValueError, "`min_filters` must be an integer"
     ),
+    "quality": (lambda: Threshold(0.0), {}, ValueError, "`quality` must be > 0"),
+    "global threshold": (
+        lambda: Threshold(1.0), {"scope": "global"}, ValueError, "`schedule` must give a fraction"
+    ),
     "rule": (lambda: OneShot(0.5), {"rule": "l2"}, TypeError, "`rule` must be a callable"),
 }  # fmt: skip
 
@@ -461,3 +473,43 @@ def test_a_schedule_that_outlives_training_warns(schedule, message):
     net = compiled(dense(), run_eagerly=True)
     with pytest.warns(UserWarning, match=f"did not reach its final sparsity {message}"):
         fit(net, MagnitudePruning(schedule))
+
+
+def test_early_stopping_and_keras_own_backup_are_warned_of(tmp_path):
+    net = compiled(dense(), run_eagerly=True)
+    prune = MagnitudePruning(Linear(0.5, updates=2, every=1))
+    early = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+    with pytest.warns(UserWarning, match="EarlyStopping that may restore.*behind epoch 1"):
+        fit(net, prune, early)
+    fit(net, prune, keras.callbacks.EarlyStopping("loss", 1, start_from_epoch=1))
+    with pytest.warns(UserWarning, match="Take tr.training.Resume"):
+        fit(net, prune, keras.callbacks.BackupAndRestore(tmp_path / "backup"))
+
+
+def test_nothing_leaves_the_device_between_updates(monkeypatch):
+    """Per batch the callback compares two integers: no weight or mask is read."""
+    net = compiled(dense(), run_eagerly=True)
+    prune = MagnitudePruning(constant(0.5, every=1))
+    fit(net, prune, epochs=1)
+
+    def read(variable):
+        raise AssertionError("a read")
+
+    for module in (tr.pruning.pruner, tr.pruning.constraint, tr.pruning.figures):
+        monkeypatch.setattr(module, "numpy", read)
+    for batch in range(50):
+        prune.on_train_batch_begin(batch)
+        prune.on_train_batch_end(batch)
+
+
+def test_thresholds_say_by_themselves_how_much_goes():
+    net = compiled(dense(), keras.optimizers.SGD(0.0), run_eagerly=True)
+    before = net.get_layer("hidden").kernel.numpy()
+    prune = MagnitudePruning(Threshold(1.0, updates=2, every=1))
+    watch = Watch(prune)
+    fit(net, prune, watch)
+    left = before[np.abs(before) >= before.std()]
+    assert watch.pruned[3] > watch.pruned[0] >= before.size - left.size
+    once = before.size - left.size
+    twice = before.size - (np.abs(left) >= left.std()).sum()
+    assert pruned(net)["hidden"] == twice >= once

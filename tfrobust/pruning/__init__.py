@@ -15,7 +15,7 @@ from tfrobust.pruning.figures import Report, masks_of, report, sparsity
 from tfrobust.pruning.follow import passes
 from tfrobust.pruning.magnitude import MagnitudePruning
 from tfrobust.pruning.places import kernel_of
-from tfrobust.pruning.schedule import Geometric, Keep, Linear, OneShot, Schedule
+from tfrobust.pruning.schedule import Geometric, Keep, Linear, OneShot, Schedule, Threshold
 
 __all__ = [
     "Geometric",
@@ -26,6 +26,7 @@ __all__ = [
     "OneShot",
     "Report",
     "Schedule",
+    "Threshold",
     "constant",
     "freeze",
     "kernel_of",

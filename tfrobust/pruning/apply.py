@@ -36,7 +36,7 @@ def prune(model, fraction, **options):
     """
     fraction = checked_fraction("fraction", fraction)
     pruner = _hold(model, Settings(**options))
-    pruner.update(lambda total: amount(fraction, total))
+    pruner.update(lambda total, kernel=None: amount(fraction, total))
     pruner.project(optimizers_of(model))
     return pruner.report()
 

@@ -128,7 +128,7 @@ class Borrowed:
         # 0.3 as float32 is a little more than 0.3: the shortest decimal is what the user wrote.
         return float(str(np.float32(target[update % _WINDOW])))
 
-    def count(self, total, update):
+    def count(self, total, update, kernel=None):
         return amount(self.target(update), total)
 
     def _window(self, number):

@@ -11,7 +11,7 @@ from tfrobust.pruning.constraint import optimizers_of, retrace
 from tfrobust.pruning.figures import classifier_of
 from tfrobust.pruning.places import checked
 from tfrobust.pruning.pruner import Pruner, Settings
-from tfrobust.pruning.schedule import Keep
+from tfrobust.pruning.schedule import Keep, Threshold
 
 
 class MagnitudePruning(keras.callbacks.Callback):
@@ -39,7 +39,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     Args:
         schedule: Of tfmot (`PolynomialDecay`, `ConstantSparsity`, a subclass of its
-            `PruningSchedule`), or `tr.pruning.Linear`, `Geometric`, `OneShot`.
+            `PruningSchedule`), or `tr.pruning.Linear`, `Geometric`, `OneShot`, `Threshold`.
         structured: None (single weights), "filters", or (m, n): at least m zeros among each n
             consecutive input channels, (2, 4) for one; a last, shorter run is filled up with
             zeros. The schedule then says how many of the m go.
@@ -102,6 +102,12 @@ class MagnitudePruning(keras.callbacks.Callback):
                     f"`schedule` must end at {most} / {size} or above for m:n sparsity. "
                     f"Received: {self.schedule.final:g}"
                 )
+        if isinstance(schedule, Threshold) and (structured, self.settings.scope) != (None, "layer"):
+            raise ValueError(
+                "`schedule` must give a fraction for structured or global pruning: a Threshold is "
+                f"for single weights of each layer. Received: structured={structured!r}, "
+                f"scope={self.settings.scope!r}"
+            )
         self._pruner = None
         self._begin()
 
@@ -113,8 +119,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     # --- what Keras calls -----------------------------------------------------------------------
 
     def on_train_begin(self, logs=None):
-        for callback in _neighbours(inspect.currentframe()):
-            refuse(callback, "callbacks")
+        self._meet(_neighbours(inspect.currentframe()))
         classifier = checked(classifier_of(self.model))
         if self._pruner is None or self._pruner.model is not classifier:
             self._pruner = Pruner(classifier, None if self._keeps else self.settings)
@@ -147,7 +152,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._done, self._epochs = 0, self._epochs + 1
         if self.schedule.unit == "steps" and self.schedule.end == self._steps:
             self._ask(self._steps)  # the end of the schedule is the end of training
-        self._project()
+        if self._averages():
+            self._project()  # steps move averages where the constraint does not reach
         if logs is not None:
             logs["sparsity"] = self._pruner.sparsity
 
@@ -163,6 +169,28 @@ class MagnitudePruning(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
+    def _meet(self, callbacks):
+        """Looks at the other callbacks of this `fit`."""
+        per_epoch = 1 if self.schedule.unit == "epochs" else self.params.get("steps") or 0
+        end = self.schedule.end or 0
+        for callback in callbacks:
+            refuse(callback, "callbacks")
+            early = isinstance(callback, keras.callbacks.EarlyStopping)
+            if early and callback.restore_best_weights:
+                if callback.start_from_epoch * per_epoch < end:
+                    warnings.warn(
+                        "`callbacks` has EarlyStopping that may restore weights from before the "
+                        f"last update, which are less sparse. Give it a start_from_epoch behind "
+                        f"{self.schedule.unit[:-1]} {end}.",
+                        stacklevel=3,
+                    )
+            if type(callback) is keras.callbacks.BackupAndRestore:
+                warnings.warn(
+                    "`callbacks` has keras.callbacks.BackupAndRestore, which knows neither masks "
+                    "nor counters: after a restart pruning begins anew. Take tr.training.Resume.",
+                    stacklevel=3,
+                )
+
     # --- pruning --------------------------------------------------------------------------------
 
     def _ask(self, now):
@@ -174,16 +202,16 @@ class MagnitudePruning(keras.callbacks.Callback):
         if update is None:
             return
         target = self.schedule.target(update)
-        if target <= self._target:
+        if target is not None and target <= self._target:
             return
-        bound = self._pruner.update(lambda total: self.schedule.count(total, update))
-        self._target = target
+        bound = self._pruner.update(lambda n, kernel=None: self.schedule.count(n, update, kernel))
+        self._target = self._pruner.sparsity if target is None else target
         self._project(slots=True)
         if bound and not self._warned:
             self._warned = True
             warnings.warn(
                 f"`min_filters`={self.settings.min_filters} keeps filters in {bound} that would "
-                f"have gone at {target:g}: other layers give more, or the fraction is not reached.",
+                f"have gone at {self._target:g}: other layers give more, if they can.",
                 stacklevel=2,
             )
 

@@ -129,7 +129,8 @@ class Pruner:
         """Prunes to what `count(total)` says, never less than before.
 
         Args:
-            count: Callable of a number of entries that returns how many of them are pruned.
+            count: Callable `(total, kernel=None)` that returns how many of `total` entries are
+                pruned.
 
         Returns:
             Names of layers that kept `min_filters` which would have gone.
@@ -174,7 +175,9 @@ class Pruner:
         flat = [s.reshape(-1) for s in scores]
         spare = self.settings.min_filters if self.settings.filters else 1
         if self.settings.scope == "layer":
-            return select.by_layer(flat, [count(len(s)) for s in flat], spare)
+            kernels = [numpy(place.kernel) for place in self.places]
+            counts = [count(len(s), k) for s, k in zip(flat, kernels, strict=True)]
+            return select.by_layer(flat, counts, spare)
         sizes = [p.size // len(s) for p, s in zip(self.places, flat, strict=True)]
         need = count(sum(place.size for place in self.places))
         return select.together(flat, sizes, need, spare)

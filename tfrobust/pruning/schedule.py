@@ -40,8 +40,8 @@ def fraction(name, value):
 class Schedule:
     """Base of our schedules: `updates` updates, at begin, begin + every, and so on.
 
-    A schedule of your own defines `target(update)` (or `count(total, update)` where a fraction
-    does not say it exactly) and `get_config`.
+    A schedule of your own defines `target(update)` and `get_config`, and `count` where a fraction
+    does not say it exactly.
 
     Args:
         updates: Integer >= 1, number of updates.
@@ -62,8 +62,11 @@ class Schedule:
         """The fraction in [0, 1) that is pruned after update number `update` (from 0)."""
         raise TypeError(f"{type(self).__name__} must define target()")
 
-    def count(self, total, update):
-        """How many of `total` entries are pruned after that update, an integer < total."""
+    def count(self, total, update, kernel=None):
+        """How many of `total` entries are pruned after that update, an integer < total.
+
+        `kernel` holds the entries (NumPy, pruned ones 0) where each kernel is ranked by itself.
+        """
         return amount(self.target(update), total)
 
     @property
@@ -159,7 +162,7 @@ class Geometric(Schedule):
     def target(self, update):
         return 1.0 - (1.0 - self.rho) ** (update + 1)
 
-    def count(self, total, update):
+    def count(self, total, update, kernel=None):
         left = total
         for _ in range(update + 1):
             left -= math.floor(self.rho * left + 1e-9)
@@ -192,6 +195,46 @@ class OneShot(Schedule):
 
     def get_config(self):
         return {"final": self._final, "begin": self.begin, "unit": self.unit}
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class Threshold(Schedule):
+    """Prunes |w| < quality * std(w) in each kernel, over the weights that are left.
+
+    The rule of Han et al. (Learning both weights and connections for efficient neural networks,
+    2015, https://arxiv.org/abs/1506.02626): the weights, not the schedule, say which fraction goes.
+    They retrain with a tenth of the learning rate. For single weights, ranked layer by layer.
+
+    Args:
+        quality: Float > 0, standard deviations (of a layer's weights) below which weights go.
+        updates, every, begin, unit: See `Schedule`.
+
+    Example: the standard deviation of -2, -1, 1 and 3 is 1.92.
+
+    >>> Threshold(1.0).count(4, 0, np.array([-2.0, -1.0, 1.0, 3.0]))
+    2
+    """
+
+    final = None
+
+    def __init__(self, quality, updates=1, every=1, begin=0, unit="epochs"):
+        super().__init__(updates, every, begin, unit)
+        if not isinstance(quality, int | float) or not 0 < quality < math.inf:
+            raise ValueError(f"`quality` must be > 0. Received: quality={quality!r}")
+        self.quality = float(quality)
+
+    def target(self, update):
+        return None
+
+    def count(self, total, update, kernel=None):
+        left = kernel[kernel != 0].astype(np.float64)
+        if not left.size:
+            return 0
+        small = int((np.abs(left) < self.quality * left.std()).sum())
+        return min(total - left.size + small, total - 1)
+
+    def get_config(self):
+        return {"quality": self.quality, **super().get_config()}
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
