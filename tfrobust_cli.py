@@ -164,6 +164,7 @@ def _judging(sub):
     sub.add_argument(
         "--attack",
         type=attack_names,
+        action="extend",
         metavar="LIST",
         help=f"of {', '.join(ATTACKS)} (default: pgd, apgd-ce and apgd-t, or apgd-margin with "
         "fewer than four classes)",

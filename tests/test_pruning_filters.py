@@ -11,6 +11,7 @@ from tests.bank_masks import images, randomize
 from tests.bank_pruning import LOGITS, Watch, compiled
 from tfrobust.pruning import Linear, MagnitudePruning, OneShot
 
+BINDS = pytest.mark.filterwarnings("ignore:`min_filters`=. keeps filters")
 NETS = {}
 
 
@@ -125,6 +126,7 @@ def alive(mask):
     return mask.reshape(-1, mask.shape[-1]).any(axis=0)
 
 
+@BINDS
 @pytest.mark.parametrize(
     "name, scope", [(n, "global") for n in NETS] + [("chain", "layer"), ("side_by_side", "layer")]
 )
@@ -175,6 +177,7 @@ def test_bias_gamma_and_beta_go_with_a_filter():
         assert (vector[twice] == 0).all() and (vector[~twice] != 0).all()
 
 
+@BINDS
 def test_channels_under_one_norm_fall_silent_with_their_own_filter():
     model = NETS["side_by_side"]()
     tr.pruning.prune(model, 0.5, structured="filters", scope="layer")
@@ -203,6 +206,7 @@ def lives(model):
     return alive(masks["a"]).tolist(), alive(masks["b"]).tolist()
 
 
+@BINDS
 @pytest.mark.parametrize(
     "fraction, options, expected",
     [
@@ -230,8 +234,11 @@ def test_what_min_filters_keeps_is_said():
     with pytest.warns(UserWarning, match=r"`min_filters`=1 keeps filters in \['a'\]"):
         model.fit(np.ones((4, 2)), np.arange(4) % 2, verbose=0, callbacks=[prune])
     assert lives(model) == ([False, False, True], [False, True])
+    with pytest.warns(UserWarning, match=r"\['b'\].*50\.0 % of the weights"):
+        tr.pruning.prune(by_hand(), 0.9, structured="filters", exclude="a", min_filters=1)
 
 
+@BINDS
 def test_softmax_and_whole_layers_stay():
     inputs = keras.Input((8, 8, 2))
     x = layers.Dense(4, "softmax", name="soft")(conv(inputs, name="a"))
@@ -273,6 +280,7 @@ def test_a_model_without_a_graph_is_pruned_entry_by_entry():
         tr.pruning.prune(model, 0.5, structured="filters")
 
 
+@BINDS
 def test_nested_models():
     name, build = next(row for row in bank_graphs.GRAPHS if row[0] == "nested")
     model = build()

@@ -48,7 +48,9 @@ def prepare(args):
 def evaluate(args):
     model = _load(args)
     if args.json:
-        tr.files.target(args.json, "--json")
+        path = tr.files.target(args.json, "--json")
+        if args.state and path == tr.files.target(args.state, "--state"):
+            raise ValueError(f"`--json` must be another file than `--state`. Received: {args.json}")
     scores = _scores(model, args)
     _console().print(scores)
     if args.json:

@@ -67,13 +67,17 @@ def labels(y, classes=None, name="y", count=None):
     if y.ndim == 2 and y.shape[-1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
+        advice = "turn one-hot rows into integers with np.argmax(y, -1)"
+        advice = advice if y.ndim else "one for each image of a batch"
         raise ValueError(
-            f"`{name}` must be integer labels of shape (batch,): "
-            f"turn one-hot rows into integers with np.argmax(y, -1). Received: shape={y.shape}"
+            f"`{name}` must be integer labels of shape (batch,): {advice}. "
+            f"Received: shape={y.shape}"
         )
     if y.dtype.kind not in "iub":
-        if y.dtype.kind != "f" or not np.isfinite(y).all() or (y != np.round(y)).any():
-            raise TypeError(f"`{name}` must be integer labels. Received: dtype={y.dtype}")
+        whole = y.dtype.kind == "f" and np.isfinite(y) & (y == np.round(y))
+        if not np.all(whole):
+            odd = f", {y[~whole][0]}" if y.dtype.kind == "f" else ""
+            raise TypeError(f"`{name}` must be integer labels. Received: dtype={y.dtype}{odd}")
     if count is not None and len(y) != count:
         raise ValueError(
             f"`{name}` must have one label for each of the {count} images. "
@@ -110,7 +114,8 @@ def classifier(model, name="classifier"):
     no_game(model, name)
     if not hasattr(model, "operations") or isinstance(model, keras.Sequential):
         raise TypeError(
-            f"`{name}` must be a functional keras.Model, not a {type(model).__name__}: {advice}"
+            f"`{name}` must be a functional keras.Model, not a {type(model).__name__}: "
+            f"{advice if isinstance(model, keras.Sequential) else 'wrap it, x -> model(x)'}"
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
@@ -146,11 +151,15 @@ def check_logits(model, name="model"):
         ValueError: a softmax or sigmoid at the end.
     """
     last = model.outputs[0]._keras_history.operation
+    while isinstance(last, keras.Model) and getattr(last, "outputs", None):
+        last = last.outputs[0]._keras_history.operation
     activation = getattr(getattr(last, "activation", None), "__name__", "")
-    if activation in ("softmax", "sigmoid") or isinstance(last, keras.layers.Softmax):
+    if not activation and type(last).__name__ in ("Softmax", "Sigmoid"):  # a layer or keras.ops
+        activation = type(last).__name__.lower()
+    if activation in ("softmax", "sigmoid"):
         raise ValueError(
             f"`{name}` must return logits, but its last layer '{last.name}' applies "
-            f"{activation or 'softmax'}: bring it into the contract with "
+            f"{activation}: bring it into the contract with "
             "tr.models.prepare(model, pixel_range=...)"
         )
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.attacks.attack import whole
 from tfrobust.attacks.borrowed import Borrowed, Named, imported, plain
 
 CLEVERHANS = (
@@ -26,6 +27,7 @@ CLEVERHANS = (
     "projected_gradient_descent",
     "spsa",
 )
+OURS = ("restarts", "seed", "eot", "on_failure", "batch_size")
 
 
 def from_cleverhans(function, threat, **arguments):
@@ -97,8 +99,7 @@ def from_art(attack, threat, **arguments):
 
 def _split(arguments):
     """(ours, theirs)."""
-    names = ("restarts", "seed", "eot", "on_failure", "batch_size")
-    ours = {name: arguments.pop(name) for name in names if name in arguments}
+    ours = {name: arguments.pop(name) for name in OURS if name in arguments}
     return ours, arguments
 
 
@@ -138,10 +139,11 @@ class Cleverhans(Named):
                     f"`eps_iter` must be at most epsilon, {threat.epsilon:g}. "
                     f"Received: eps_iter={arguments['eps_iter']}"
                 )
-        if name == "spsa" and arguments.get("spsa_samples", 128) % 2:
-            raise ValueError(
-                f"`spsa_samples` must be even. Received: spsa_samples={arguments['spsa_samples']}"
-            )
+        if name == "spsa":
+            samples = arguments.get("spsa_samples", 128)
+            whole("spsa_samples", samples, 2)
+            if samples % 2:
+                raise ValueError(f"`spsa_samples` must be even. Received: spsa_samples={samples}")
         self._mend = {"spsa": _spsa, "carlini_wagner_l2": _carlini_wagner}.get(name)
 
     def perturb(self, call):
@@ -222,10 +224,16 @@ class Foolbox(Borrowed):
                 "`attack` must be a foolbox attack such as foolbox.attacks.LinfPGD(). "
                 f"Received: {attack!r}"
             )
+        shared, unknown = _split(shared)
+        for name in unknown:
+            raise TypeError(
+                f"`{name}` is not an argument of from_foolbox, which takes {', '.join(OURS)}: "
+                "those of the attack are given to foolbox"
+            )
         inner = attack.attack if isinstance(attack, base.Repeated) else attack
         super().__init__(threat, type(inner).__name__, **shared)
         self.attack, self.steps = attack, int(getattr(inner, "steps", 1))
-        self._same_norm = _norm(inner) == threat.norm
+        self._same_norm = threat.norm is not None and _norm(inner) == threat.norm
         if isinstance(inner, base.FixedEpsilonAttack) and not self._same_norm:
             raise ValueError(
                 f"`threat` must have the norm of foolbox's {self.title}, {_norm(inner)}. "

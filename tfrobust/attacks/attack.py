@@ -20,7 +20,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import contract, losses, noise
-from tfrobust.attacks.call import Call, Result, better, logits_of, per_row, verdicts
+from tfrobust.attacks.call import (
+    Call,
+    Result,
+    better,
+    classes_of_callable,
+    logits_of,
+    per_row,
+    verdicts,
+)
 from tfrobust.attacks.segments import Segments
 from tfrobust.threats import Threat
 
@@ -190,6 +198,8 @@ class Attack:
         Args:
             counts: Queries, gradients and iterations of each row so far, or nothing.
         """
+        if not self.iterations:
+            return state, counts
 
         def body(i, state, counts):
             rows, before = tf.cast(self.open(call, state), tf.int32), call.tally()
@@ -365,27 +375,6 @@ class Attack:
 
     def __repr__(self):
         return f"{self.name}({self.threat!r})"
-
-
-def classes_of_callable(model, x):
-    """Number of classes of a callable images -> logits, asked with the first image."""
-    if not callable(model):
-        raise TypeError(
-            "`model` must be a Keras classifier or a callable images -> logits. "
-            f"Received: {type(model).__name__}"
-        )
-    logits = model(tf.constant(x[:1]))
-    if not tf.is_tensor(logits):
-        raise TypeError(
-            "`model` must return a TensorFlow tensor of logits, made by TensorFlow operations. "
-            f"Received: {type(logits).__name__}"
-        )
-    if logits.shape.rank != 2 or logits.shape[0] != 1:
-        raise ValueError(
-            "`model` must return logits of shape (batch, classes). "
-            f"Received: shape {tuple(logits.shape)} for one image"
-        )
-    return max(int(logits.shape[-1]), 2)
 
 
 def whole(name, value, low=None):

@@ -19,7 +19,8 @@ import tensorflow as tf
 
 from tfrobust import buckets, contract
 from tfrobust.attacks.attack import Attack, classes_of_callable, whole
-from tfrobust.attacks.call import compiled, logits_of, unmoved, verdicts
+from tfrobust.attacks.call import compiled, logits_of, per_row, unmoved, verdicts
+from tfrobust.attacks.kept import Kept
 
 
 class Watched:
@@ -58,12 +59,12 @@ class Watched:
         return count(logits_of(self._model(), x))
 
 
-_watched = weakref.WeakKeyDictionary()
+_watched = Kept()
 
 
 def watched(model, draws):
     """The one `Watched` of a model and a number of passes to average."""
-    known = _watched.setdefault(model, {})
+    known = _watched.of(model)
     if draws not in known:
         known[draws] = Watched(model, draws)
     return known[draws]
@@ -158,6 +159,17 @@ class Borrowed(Attack):
         spent = call.model.passes.numpy() - before
         return self.legal(call, found).numpy(), -(-spent // len(found))
 
+    def legal(self, call, x_adv):
+        """As elsewhere, but points that are legal already keep their last bits.
+
+        Attacks that end at the decision boundary would lose some of them to rounding.
+        """
+        projected = super().legal(call, x_adv)
+        axes = list(range(1, len(x_adv.shape)))
+        kept = (tf.abs(projected - x_adv) <= 1e-6) & (x_adv >= 0) & (x_adv <= 1)
+        near = self.threat.distance(x_adv, call.x) <= call.epsilon
+        return tf.where(per_row(near & tf.reduce_all(kept, axes), call.x), x_adv, projected)
+
     def get_config(self):
         shared = super().get_config()
         del shared["loss"], shared["targets"]
@@ -238,10 +250,10 @@ class Named(Borrowed):
     def _one_of(self, names):
         return next((name for name in names if name in self.known), None)
 
-    def _checked(self, model, x, y, index, goal):
+    def attempt(self, model, x, y, index, epsilon, run, goal, eager_stop):
         if goal is not None and "targeted" not in self.known:
             raise ValueError(f"`goal` must be None: {self.name} has no targeted form")
-        return super()._checked(model, x, y, index, goal)
+        return super().attempt(model, x, y, index, epsilon, run, goal, eager_stop)
 
     def filled(self, call):
         """Arguments for this batch: the caller's, the threat's, and defaults that fit it."""
@@ -279,9 +291,9 @@ def imported(module, package):
         with quiet():
             return importlib.import_module(module)
     except ImportError as error:
-        extra = "" if package == "cleverhans" else ', or everything with "tfrobust[peers]"'
+        wanted = package if package == "cleverhans" else '"tfrobust[peers]"'
         raise ImportError(
-            f"{package} must be installed for this attack: pip install {package}{extra}"
+            f"{package} must be installed for this attack: pip install {wanted}"
         ) from error
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfrobust import buckets, losses
 from tfrobust.attacks.backward import Passes
+from tfrobust.attacks.kept import Kept, version
 
 
 def logits_of(model, x):
@@ -200,7 +201,7 @@ def compiled(function):
     return call
 
 
-_forward = weakref.WeakKeyDictionary()
+_forward = Kept()
 
 
 def forward(model, x, draws=1):
@@ -211,12 +212,34 @@ def forward(model, x, draws=1):
         x: Images `(n, ...)`.
         draws: Passes to average, for models whose answers are random.
     """
-    if model not in _forward:
+    x, known = np.asarray(x), _forward.of(model)
+    place = version(model), x.shape[1:]
+    if place not in known:
         reference = weakref.ref(model)
-        _forward[model] = compiled(lambda images: logits_of(reference(), images))
-    x = np.asarray(x)
-    passes = (buckets.apply(lambda images, real: _forward[model](images), x) for _ in range(draws))
+        known[place] = compiled(lambda images: logits_of(reference(), images))
+    passes = (buckets.apply(lambda images, real: known[place](images), x) for _ in range(draws))
     return sum(passes) / draws if draws > 1 else next(passes)
+
+
+def classes_of_callable(model, x):
+    """Number of classes of a callable images -> logits, asked with the first image."""
+    if not callable(model):
+        raise TypeError(
+            "`model` must be a Keras classifier or a callable images -> logits. "
+            f"Received: {type(model).__name__}"
+        )
+    logits = model(tf.constant(x[:1]))
+    if not tf.is_tensor(logits):
+        raise TypeError(
+            "`model` must return a TensorFlow tensor of logits, made by TensorFlow operations. "
+            f"Received: {type(logits).__name__}"
+        )
+    if logits.shape.rank != 2 or logits.shape[0] != 1:
+        raise ValueError(
+            "`model` must return logits of shape (batch, classes). "
+            f"Received: shape {tuple(logits.shape)} for one image"
+        )
+    return max(int(logits.shape[-1]), 2)
 
 
 def verdicts(model, x, y, goal=None, draws=1):

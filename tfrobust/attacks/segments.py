@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfrobust import buckets, noise
 from tfrobust.attacks.call import compiled, unmoved
+from tfrobust.attacks.kept import Kept, version
 
 SHRINK = 4  # rows move to a bucket that is smaller by this factor
 
@@ -21,7 +22,7 @@ class Segments:
 
     def __init__(self, attack):
         self._attack = weakref.ref(attack)
-        self._compiled = weakref.WeakKeyDictionary()
+        self._compiled = Kept()
         self.traces = 0
 
     def run(self, model, x, y, index, epsilon, run, goal, eager_stop):
@@ -44,8 +45,8 @@ class Segments:
         return x_adv, counts
 
     def _function(self, model, shape):
-        known = self._compiled.setdefault(model, {})
-        if shape not in known:
+        known, place = self._compiled.of(model), (version(model), shape)
+        if place not in known:
             reference = weakref.ref(model)
 
             def function(rows, common, progress, first, last, final, eager_stop):
@@ -54,8 +55,8 @@ class Segments:
                     reference(), rows, common, progress, first, last, final, eager_stop
                 )
 
-            known[shape] = compiled(function)
-        return known[shape]
+            known[place] = compiled(function)
+        return known[place]
 
     def _segment(self, model, rows, common, progress, first, last, final, eager_stop):
         """(points so far, rows still open, progress) after steps `first` to `last`."""

@@ -122,7 +122,13 @@ class Chunk:
         elif hasattr(attack, "result"):
             result = attack.result(model, x, y, index=index, run=run, **extra)
         else:
-            return np.array(attack(model, x, y, index=index, run=run, **extra)), 0
+            part = np.array(attack(model, x, y, index=index, run=run, **extra), np.float32)
+            if part.shape != x.shape:
+                raise ValueError(
+                    f"`attacks`: {type(attack).__name__} must return images of shape {x.shape}. "
+                    f"Received: shape {part.shape}"
+                )
+            return part, 0
         return result.x_adv.copy(), np.stack([result.queries, result.gradients])
 
     def _success(self, name, attack, part, rows, epsilon):
@@ -141,7 +147,9 @@ class Chunk:
         records = self.state.records
         robust = np.concatenate([records.get("joint", left[:0]), left])
         clean = np.concatenate([records.get("clean", left[:0]), self.clean])
-        detail = f"{attack.name}" + (f" run {place + 1}/{runs}" if runs > 1 else "")
+        detail = getattr(attack, "name", type(attack).__name__) + (
+            f" run {place + 1}/{runs}" if runs > 1 else ""
+        )
         detail += "" if epsilon is None else f" epsilon {epsilon:g}"
         share = self.start + len(self.x) * self.done / self.total
         self.display.update(share, clean.mean(), robust.mean(), detail)

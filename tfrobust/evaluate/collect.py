@@ -1,7 +1,10 @@
 """From the records of an evaluation to its `Scores`."""
 
+import warnings
+
 import numpy as np
 
+from tfrobust.attacks import Attack
 from tfrobust.evaluate import doubts
 from tfrobust.evaluate.chunk import NEVER, at_radius
 from tfrobust.evaluate.scores import AttackScore, Curve, Distances, Flag, Rate, Scores
@@ -71,8 +74,20 @@ def family_of(name):
 
 def config_of(attack):
     """What tells an attack from others, as JSON values."""
-    config = attack.get_config() if hasattr(attack, "get_config") else {}
-    return {"class": type(attack).__name__, "threat": repr(attack.threat), "config": config}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`")
+            config = attack.get_config() if hasattr(attack, "get_config") else {}
+    except TypeError:  # a loss that Keras cannot write down, such as a functools.partial
+        config = {"loss": type(attack.loss).__name__}
+    own, simple = {}, str | int | float | bool | None
+    if isinstance(attack, Attack):
+        own = {k: v for k, v in vars(attack).items() if isinstance(v, simple) and k[0] != "_"}
+        own["iterations"] = attack.iterations  # often an attribute of the class
+    return {
+        **{"class": type(attack).__name__, "threat": repr(attack.threat)},
+        **{"config": config, "attributes": own},
+    }
 
 
 def _parts(attack, name, records, target, n, classes):

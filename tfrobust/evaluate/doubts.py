@@ -4,6 +4,8 @@ After Croce and Hein's AutoAttack checks and Carlini et al., "On Evaluating Adve
 (2019, https://arxiv.org/abs/1902.06705). `ADVICE` lists every code.
 """
 
+import copy
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -75,6 +77,9 @@ def probe(model, x, y, logits, draws=1):
         flags.append(
             flag("probabilities", "The outputs lie in [0, 1] and sum to 1: probabilities.")
         )
+    elif logits.shape[1] == 2 and positive and not logits[:, 0].any():
+        text = "The single output lies in [0, 1] for all images: it looks like a probability."
+        flags.append(flag("probabilities", text))
     some, found = x[:PROBED], logits[:PROBED]
     scale = max(1.0, float(np.abs(found).max()))
     again = [attacks.forward(model, some) for _ in range(4)]
@@ -142,10 +147,9 @@ def probe_survivors(plan, x, y, right):
 
 
 def _unfinished(model, attack, x, y, index):
-    config = attack.get_config()
-    numbers = attack.tensors()["ratio"] * attack.threat.epsilon
-    known = {"steps": 2 * attack.steps, "step_size": float(numbers) or None}
-    longer = type(attack).from_config({**config, **{k: known[k] for k in known if k in config}})
+    longer = copy.copy(attack)
+    longer.steps = 2 * attack.steps
+    longer.step_size = float(attack.numbers()["ratio"] * attack.threat.epsilon) or None
 
     def height(images):
         logits = attacks.forward(model, images)

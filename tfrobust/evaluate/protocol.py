@@ -7,11 +7,13 @@ import numpy as np
 
 from tfrobust import attacks, buckets, contract
 from tfrobust.attacks.attack import whole
+from tfrobust.attacks.call import unmoved
+from tfrobust.attacks.kept import renew
 from tfrobust.evaluate import doubts, stream
 from tfrobust.evaluate.chunk import Chunk
 from tfrobust.evaluate.collect import config_of, scores_of
 from tfrobust.evaluate.progress import Progress
-from tfrobust.evaluate.state import State, digest, of_model
+from tfrobust.evaluate.state import State, digest, of_graph, of_model
 
 DRAWS = 20  # passes behind each verdict when an attack takes the model for random
 
@@ -49,7 +51,8 @@ def robustness(
             is its own. True: it meets the survivors of the attacks before it, as AutoAttack does;
             faster, the worst case is the same, the single figures are cumulative.
         curve_attack: Attack of the curve, default the first of `attacks` with more than one step.
-            One for the smallest change (such as `tr.attacks.FAB`) gives the whole curve at once.
+            One for the smallest change (such as `tr.attacks.FAB`) that is among `attacks` as well
+            gives the whole curve at once.
         second_opinion: Integer: so many images that the attacks left right are attacked again by
             cleverhans's SPSA and by random noise, which need no gradient; a success is flagged.
 
@@ -75,7 +78,10 @@ def robustness(
     whole("second_opinion", second_opinion, 0)
     plan = _Plan(model, attacks, eps_grid, batch_size, max_examples, cascade, curve_attack)
     plan.second_opinion = int(second_opinion)
-    with buckets.expected():
+    known = plan.model if isinstance(plan.model, keras.Model) else None
+    if known is not None:
+        renew(known, of_graph(known))
+    with buckets.expected(), unmoved(known):
         return plan(data, state, progress)
 
 
@@ -102,12 +108,14 @@ class _Plan:
                 "`attacks` must be a list of tr.attacks.Attack objects. "
                 f"Received: {type(attacks).__name__}"
             ) from None
-        for attack in [*attacks, *([] if curve_attack is None else [curve_attack])]:
-            if not (callable(attack) and hasattr(attack, "threat") and hasattr(attack, "runs")):
-                raise TypeError(
-                    "`attacks` must be a list of tr.attacks.Attack objects. "
-                    f"Received: {type(attack).__name__}"
-                )
+        for name, many in (("attacks", attacks), ("curve_attack", [curve_attack])):
+            for attack in many:
+                speaks = all(hasattr(attack, part) for part in ("threat", "runs", "__call__"))
+                if not speaks and (attack is not None or name == "attacks"):
+                    raise TypeError(
+                        f"`{name}` must hold tr.attacks.Attack objects. "
+                        f"Received: {type(attack).__name__}"
+                    )
         for name, value in (("batch_size", batch_size), ("max_examples", max_examples)):
             wrong = isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1
             if wrong and value is not None:
@@ -127,6 +135,11 @@ class _Plan:
             raise ValueError("`eps_grid` needs an attack: give `curve_attack` or `attacks`.")
         if np.ndim(eps_grid) != 1:
             raise TypeError(f"`eps_grid` must be a list of radii. Received: {eps_grid!r}")
+        kinds = int | float | np.integer | np.floating
+        if not all(isinstance(e, kinds) and 0 <= e < math.inf for e in eps_grid):
+            raise ValueError(
+                f"`eps_grid` must hold finite radii >= 0. Received: eps_grid={list(eps_grid)}"
+            )
         grid = tuple(sorted({type(attack.threat)(float(e)).epsilon for e in eps_grid} - {0.0}))
         if not grid:
             raise ValueError(f"`eps_grid` must hold a radius above 0. Received: {list(eps_grid)}")
@@ -201,6 +214,11 @@ def _names(attacks):
     names = []
     for attack in attacks:
         name = getattr(attack, "name", type(attack).__name__)
+        if name in ("clean", "joint", "label") or name.startswith("epsilon "):
+            raise ValueError(
+                "`attacks` must not be named clean, joint, label or epsilon ..., which are "
+                f"figures of the evaluation. Received: {name!r}"
+            )
         count = sum(known.split(" #")[0] == name for known in names)
         names.append(f"{name} #{count + 1}" if count else name)
     return names

@@ -15,25 +15,38 @@ _PAUSE = 5.0  # seconds between two writes of unfinished chunks
 
 
 def of_model(model, logits):
-    """Hash of what a model computes: its layers' settings and weights, without their names.
+    """Hash of what a model computes: its layers, how they are connected, and its weights.
 
-    A plain callable is known by its first `logits` only, rounded to three decimals.
+    Names do not count. A plain callable is known by its first `logits` only, rounded to three
+    decimals.
     """
     if not isinstance(model, keras.Model):
         return digest(np.round(logits, 3) + 0.0)
+    return digest(np.frombuffer(of_graph(model).encode(), np.uint8), *model.get_weights())
+
+
+def of_graph(model):
+    """Text of a Keras model's layers, settings and connections; names are numbers there."""
+    numbers = {}
+
+    def known(config):
+        if isinstance(config, dict):
+            if isinstance(config.get("name"), str):
+                numbers.setdefault(config["name"], f"#{len(numbers)}")
+            config = list(config.values())
+        for part in config if isinstance(config, list | tuple) else ():
+            known(part)
 
     def plain(config):
         if isinstance(config, dict):
             return {k: plain(v) for k, v in config.items() if k not in ("name", "seed")}
-        return [plain(v) for v in config] if isinstance(config, list | tuple) else config
+        if isinstance(config, list | tuple):
+            return [plain(v) for v in config]
+        return numbers.get(config, config) if isinstance(config, str) else config
 
-    kinds = [
-        [type(layer).__name__, plain(layer.get_config())]
-        for layer in model._flatten_layers(include_self=False)
-        if not isinstance(layer, keras.Model)
-    ]
-    text = json.dumps(kinds, default=lambda value: type(value).__name__)
-    return digest(np.frombuffer(text.encode(), np.uint8), *model.get_weights())
+    config = model.get_config()
+    known(config)
+    return json.dumps(plain(config), default=lambda value: type(value).__name__)
 
 
 class State:

@@ -1,6 +1,7 @@
 """Data of any kind as chunks of a fixed size, checked as they come."""
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def _is_pair(data):
 
 
 def _batches(data):
-    if hasattr(data, "x_test"):
+    if hasattr(data, "x_test") or isinstance(data, Mapping):
         raise TypeError(
             "`data` must be a pair of arrays or a stream of batches, such as "
             f"(data.x_test, data.y_test). Received: {type(data).__name__}"

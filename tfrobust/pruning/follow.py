@@ -15,6 +15,7 @@ import functools
 import keras
 import numpy as np
 from keras import layers
+from keras.src import activations as source_activations
 from keras.src.ops import nn, numpy
 
 from tfrobust import graph
@@ -140,7 +141,7 @@ _register((layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D), _reads)
 _register((layers.SeparableConv1D, layers.SeparableConv2D), _reads)
 _register((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _reads)
 _register((Mask, layers.Identity, layers.Dropout, layers.AlphaDropout), _alone)
-_register((layers.GaussianDropout, layers.ActivityRegularization), _alone)
+_register((layers.GaussianDropout, layers.GaussianNoise, layers.ActivityRegularization), _alone)
 _register((layers.LeakyReLU, layers.PReLU), _alone)
 _register((layers.Activation, layers.ReLU, layers.ELU), _pointwise)
 _register(
@@ -149,6 +150,7 @@ _register(
         """Relu Relu6 Sigmoid Softplus Softsign SoftShrink Silu LogSigmoid LeakyRelu HardSigmoid
         HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink""",
     )
+    + graph.operations(source_activations.activations, "ReLU Mish")
     + graph.operations(numpy, "Tanh Abs Absolute Negative Square Sqrt Exp"),
     _pointwise,
 )

@@ -114,7 +114,6 @@ class MagnitudePruning(keras.callbacks.Callback):
     def _begin(self):
         self._steps, self._done, self._epochs = 0, 0, 0  # steps before this epoch, and in it
         self._asked, self._target = -1, 0.0
-        self._warned = False
 
     # --- what Keras calls -----------------------------------------------------------------------
 
@@ -204,16 +203,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         target = self.schedule.target(update)
         if target is not None and target <= self._target:
             return
-        bound = self._pruner.update(lambda n, kernel=None: self.schedule.count(n, update, kernel))
+        self._pruner.update(lambda n, kernel=None: self.schedule.count(n, update, kernel))
         self._target = self._pruner.sparsity if target is None else target
         self._project(slots=True)
-        if bound and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"`min_filters`={self.settings.min_filters} keeps filters in {bound} that would "
-                f"have gone at {self._target:g}: other layers give more, if they can.",
-                stacklevel=2,
-            )
 
     def _project(self, slots=False):
         self._pruner.project(optimizers_of(self.model), averages_only=not slots)

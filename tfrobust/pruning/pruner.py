@@ -4,6 +4,7 @@ The callback decides when and how much, `select` which, and this file carries it
 """
 
 import contextlib
+import warnings
 
 import numpy as np
 
@@ -99,6 +100,7 @@ class Pruner:
                     self.variables.append(variable)
                 self._sources.setdefault(id(variable), []).append((number, source))
         self._constraints = [None] * len(self.variables)
+        self._warned = False
 
     def attach(self, strategy=None):
         """Puts the constraints on; True if a variable had none, so that steps must be traced."""
@@ -132,8 +134,7 @@ class Pruner:
             count: Callable `(total, kernel=None)` that returns how many of `total` entries are
                 pruned.
 
-        Returns:
-            Names of layers that kept `min_filters` which would have gone.
+        Warns, once, where `min_filters` kept filters that would have gone.
         """
         masks = self.masks[: len(self.places)]
         scores = [self._scores(p, m) for p, m in zip(self.places, masks, strict=True)]
@@ -153,7 +154,15 @@ class Pruner:
                 for m, c in zip(masks, chosen, strict=True)
             ]
         self.masks = masks + self._silenced(masks)
-        return [self.places[number].name for number in bound]
+        if bound and self.settings.filters and not self._warned:
+            self._warned = True
+            names = [self.places[number].name for number in bound]
+            warnings.warn(
+                f"`min_filters`={self.settings.min_filters} keeps filters in {names} that would "
+                f"have gone: other layers give more, if they can ({100 * self.sparsity:.1f} % of "
+                "the weights are pruned).",
+                stacklevel=2,
+            )
 
     def _scores(self, place, mask):
         kernel = numpy(place.kernel).astype(np.float32)

@@ -54,8 +54,8 @@ def by_layer(scores, counts, spare=1):
     for number, (score, count) in enumerate(zip(scores, counts, strict=True)):
         dead = int((score == DEAD).sum())
         allowed = max(dead, min(count, len(score) - spare))
-        chosen.append(smallest(score, max(dead, allowed)))
-        if allowed < min(count, len(score) - 1):
+        chosen.append(smallest(score, allowed))
+        if allowed < count:
             bound.append(number)
     return chosen, bound
 
@@ -69,28 +69,32 @@ def together(scores, sizes, need, spare=1):
         need: Integer, weights to go in total.
         spare: Integer, units that every layer keeps: the best of each layer.
     """
-    flat = np.concatenate(scores)
-    layer = np.repeat(np.arange(len(scores)), [len(s) for s in scores])
-    size = np.asarray(sizes)[layer]
-    safe = np.concatenate([~smallest(s, len(s) - spare) for s in scores]) & (flat != DEAD)
-    need = max(need, int(size[flat == DEAD].sum()))
-    free = _first(np.where(safe, np.inf, flat), size, min(need, int(size[~safe].sum()))) & ~safe
-    chosen = np.split(free, np.cumsum([len(s) for s in scores])[:-1])
-    if spare == 0 or not safe.any():
-        return chosen, []
-    wanted = _first(flat, size, need) & safe
-    return chosen, sorted(set(layer[wanted].tolist()))
+    flat, counts = np.concatenate(scores), [len(s) for s in scores]
+    dead = [int((s == DEAD).sum()) for s in scores]
+    need = max(need, sum(n * size for n, size in zip(dead, sizes, strict=True)))
+    sizes = np.repeat(sizes, counts) if len(set(sizes)) > 1 else sizes[0]
+
+    def split(chosen):
+        return np.split(chosen, np.cumsum(counts)[:-1])
+
+    chosen = split(_first(flat, sizes, need))
+    bound = [n for n, c in enumerate(chosen) if c.sum() > max(counts[n] - spare, dead[n])]
+    if bound:
+        safe = [~smallest(s, len(s) - spare) & (s != DEAD) for s in scores]
+        safe = np.concatenate(safe)
+        most = int((~safe * sizes).sum())
+        chosen = split(_first(np.where(safe, np.inf, flat), sizes, min(need, most)) & ~safe)
+    return chosen, bound
 
 
 def _first(scores, sizes, need):
-    """The first units by (score, index) whose sizes add up to at least `need`."""
-    if len(sizes) and (sizes == sizes[0]).all():
-        return smallest(scores, math.ceil(need / int(sizes[0])))
+    """The first units by (score, index) whose sizes (one for all, or each) add up to `need`."""
+    if np.ndim(sizes) == 0:
+        return smallest(scores, math.ceil(need / int(sizes)))
     order = np.argsort(scores, kind="stable")
-    total = np.cumsum(sizes[order])
     chosen = np.zeros(len(scores), bool)
     if need > 0:
-        chosen[order[: int(np.searchsorted(total, need)) + 1]] = True
+        chosen[order[: int(np.searchsorted(np.cumsum(sizes[order]), need)) + 1]] = True
     return chosen
 
 
