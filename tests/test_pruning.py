@@ -127,6 +127,21 @@ def test_the_classifier_alone_is_traced_anew_after_a_game():
     assert pruned(net) == {"hidden": 64, "logits": 16}
 
 
+def test_games_on_one_classifier_learn_of_the_masks_one_by_one():
+    """The same callback goes on in another game, whose step was traced without the masks."""
+    net = dense()
+    first, second = adversarial(net), compiled(net)
+    fit(second, epochs=1)
+    game, prune = adversarial(net), MagnitudePruning(OneShot(0.5))
+    fit(game, epochs=1)
+    fit(first, prune, epochs=1)
+    step = first.train_function
+    fit(game, prune, Watch(prune), epochs=1)
+    fit(first, prune, epochs=1)
+    assert first.train_function is step  # traced once
+    assert pruned(net) == {"hidden": 64, "logits": 16}
+
+
 @pytest.mark.parametrize("eager", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_steps_per_execution(eager):
     """Three steps an epoch, two at once: points at 0, 1, ... are met before steps 0, 2, 3, 5."""
@@ -513,3 +528,20 @@ def test_thresholds_say_by_themselves_how_much_goes():
     once = before.size - left.size
     twice = before.size - (np.abs(left) >= left.std()).sum()
     assert pruned(net)["hidden"] == twice >= once
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Linear(0.7, updates=5, every=3, begin=2, unit="steps"),
+        Geometric(0.25, updates=4),
+        OneShot(0.5, begin=4),
+        Threshold(0.5, updates=3),
+        tr.pruning.Keep(),
+        tr.pruning.MaskConstraint((2, 3), keras.constraints.NonNeg()),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_configs_come_back(made):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
+    assert type(again) is type(made) and again.get_config() == made.get_config()

@@ -1,6 +1,6 @@
 """Pruning without training, and holding what is zero: in place, on any built model."""
 
-from tfrobust.pruning.constraint import detach, optimizers_of, retrace
+from tfrobust.pruning.constraint import detach, optimizers_of
 from tfrobust.pruning.figures import classifier_of
 from tfrobust.pruning.places import checked
 from tfrobust.pruning.pruner import Pruner, Settings
@@ -11,8 +11,7 @@ from tfrobust.pruning.select import amount
 def _hold(model, settings):
     checked(classifier_of(model))
     pruner = Pruner(classifier_of(model), settings)
-    if pruner.attach():
-        retrace(model, *[pruner.model] * (pruner.model is not model))
+    pruner.attach(model)
     return pruner
 
 
@@ -75,6 +74,9 @@ def release(model):
     Args:
         model: Built classifier, or a game.
     """
-    for variable in checked(classifier_of(model)).variables:
+    classifier = checked(classifier_of(model))
+    for variable in classifier.variables:
         detach(variable)
-    retrace(model, *[classifier_of(model)] * (classifier_of(model) is not model))
+    for traced in {id(m): m for m in (model, classifier)}.values():
+        if traced.train_function is not None:
+            traced.make_train_function(force=True)

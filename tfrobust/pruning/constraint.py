@@ -6,6 +6,8 @@ the update: slots of the optimizer (averages of weights are swapped in between e
 function that was traced before the constraint was there.
 """
 
+import weakref
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -21,6 +23,7 @@ class MaskConstraint(keras.constraints.Constraint):
 
     Attributes:
         mask: Bool `keras.Variable` of that shape, all True at first; nothing trains it.
+        known: Models whose train function was traced with it, as far as we made them.
 
     Example:
 
@@ -33,6 +36,7 @@ class MaskConstraint(keras.constraints.Constraint):
     def __init__(self, shape, inner=None):
         self.shape = tuple(int(size) for size in shape)
         self.inner = keras.constraints.get(inner)
+        self.known = weakref.WeakSet()
         self.mask = keras.Variable(
             np.ones(self.shape, bool), dtype="bool", trainable=False, name="pruning_mask",
             aggregation="only_first_replica",
@@ -61,7 +65,7 @@ def constraint_of(variable):
 
 
 def attach(variable):
-    """(the `MaskConstraint` of `variable`, whether it is new).
+    """The `MaskConstraint` of `variable`, put on if there is none.
 
     A mask that is there already is taken over where its entries are zero; where weights were
     loaded over them, the entries are free again.
@@ -69,11 +73,11 @@ def attach(variable):
     found = constraint_of(variable)
     if found is None:
         variable.constraint = found = MaskConstraint(variable.shape, variable.constraint)
-        return found, True
+        return found
     mask = numpy(found.mask)
     if not mask.all():
         found.mask.assign(mask | (numpy(variable) != 0))
-    return found, False
+    return found
 
 
 def detach(variable):
@@ -83,11 +87,14 @@ def detach(variable):
         variable.constraint = found.inner
 
 
-def retrace(*models):
-    """Makes `fit` trace anew: a traced train function knows nothing of later constraints."""
+def retrace(models, constraints):
+    """Makes `fit` trace anew where a traced train function knows nothing of the constraints."""
     for model in models:
-        if getattr(model, "train_function", None) is not None:
-            model.make_train_function(force=True)
+        if any(model not in constraint.known for constraint in constraints):
+            if getattr(model, "train_function", None) is not None:
+                model.make_train_function(force=True)
+            for constraint in constraints:
+                constraint.known.add(model)
 
 
 def optimizers_of(model):

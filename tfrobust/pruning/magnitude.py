@@ -7,7 +7,7 @@ import warnings
 import keras
 
 from tfrobust.pruning.borrowed import adapted, refuse
-from tfrobust.pruning.constraint import optimizers_of, retrace
+from tfrobust.pruning.constraint import optimizers_of
 from tfrobust.pruning.figures import classifier_of
 from tfrobust.pruning.places import checked
 from tfrobust.pruning.pruner import Pruner, Settings
@@ -124,8 +124,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             self._pruner = Pruner(classifier, None if self._keeps else self.settings)
             self._begin()
         self._steps, self._done = self._steps + self._done, 0  # of a fit that was interrupted
-        if self._pruner.attach(self.model.distribute_strategy):
-            retrace(self.model, *[classifier] * (classifier is not self.model))
+        self._pruner.attach(self.model, self.model.distribute_strategy)
         if self._keeps:
             self._pruner.keep_zeros()
         self._project(slots=True)
@@ -256,4 +255,4 @@ def _neighbours(frame):
     """The callbacks of the list that called this one: Keras gives a callback no other way to see
     them."""
     caller = frame.f_back.f_locals.get("self") if frame.f_back else None
-    return list(getattr(caller, "callbacks", ()))
+    return list(caller.callbacks) if isinstance(caller, keras.callbacks.CallbackList) else []

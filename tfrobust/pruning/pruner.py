@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 
 from tfrobust.pruning import select
-from tfrobust.pruning.constraint import attach, constraint_of, numpy, slots
+from tfrobust.pruning.constraint import attach, constraint_of, numpy, retrace, slots
 from tfrobust.pruning.figures import Report, row
 from tfrobust.pruning.follow import Stays, followers
 from tfrobust.pruning.places import input_axis, kernels, prunable
@@ -102,17 +102,15 @@ class Pruner:
         self._constraints = [None] * len(self.variables)
         self._warned = False
 
-    def attach(self, strategy=None):
-        """Puts the constraints on; True if a variable had none, so that steps must be traced."""
-        fresh = False
+    def attach(self, model, strategy=None):
+        """Puts the constraints on, and lets `fit` of `model` and of the classifier know of them."""
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             for number, variable in enumerate(self.variables):
                 own = self._constraints[number]
                 if own is None or constraint_of(variable) is not own:
-                    self._constraints[number], new = attach(variable)
-                    fresh |= new
+                    self._constraints[number] = attach(variable)
+        retrace({id(m): m for m in (model, self.model)}.values(), self._constraints)
         self._measure()
-        return fresh
 
     # --- masks --------------------------------------------------------------------------------
 
