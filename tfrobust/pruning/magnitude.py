@@ -162,8 +162,9 @@ class MagnitudePruning(keras.callbacks.Callback):
             count = self._steps if self.schedule.unit == "steps" else self._epochs
             warnings.warn(
                 f"`schedule` did not reach its final sparsity {final:g}: training ended after "
-                f"{count} {self.schedule.unit} at {self._target:g}, the last update comes before "
-                f"number {self.schedule.end}. Train longer, or end the schedule sooner.",
+                f"{count} {self.schedule.unit} at {self._target:g}, its last update comes before "
+                f"{self.schedule.unit[:-1]} {self.schedule.end}. Train longer, or end it "
+                "sooner.",
                 stacklevel=2,
             )
 
