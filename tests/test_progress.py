@@ -6,6 +6,7 @@ import re
 import pytest
 import rich.console
 
+from tfrobust.evaluate import progress
 from tfrobust.evaluate.progress import Progress
 
 
@@ -25,8 +26,18 @@ def test_one_line_with_figures_and_time_whole(width, monkeypatch):
     assert ("lenet [5]" in lines[-1]) == (width >= 120)
 
 
-def test_silent_where_nobody_looks(capsys):
-    for shown in (False, True):  # pytest's output is no terminal
-        with Progress(shown, None, "net") as display:
-            display.update(3, None, None)
-    assert capsys.readouterr().out == ""
+def test_a_line_a_minute_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = iter([0.0, 30.0, 61.0, 61.0, 90.0])  # pytest's output is no terminal
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    with Progress(True, 10, "net") as display:
+        for robust in (0.5, 0.4, 0.3):
+            display.update(3, 0.9, robust, "PGD-40")
+    out, err = capsys.readouterr()
+    assert out == "" and err == "3 / 10  clean 90.0 %  robust 40.0 %  PGD-40\n"
+
+
+def test_silent_if_asked(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    with Progress(False, None, "net") as display:
+        display.update(3, None, None)
+    assert "".join(capsys.readouterr()) == ""

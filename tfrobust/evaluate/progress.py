@@ -1,10 +1,14 @@
 """One live line: images done, accuracies so far, the running attack, time left."""
 
+import sys
+import time
+
 WIDE = 120  # columns from which the name of the model, a bar and a clock find room
+PAUSE = 60.0  # seconds between lines where there is no terminal
 
 
 class Progress:
-    """Shows the state of an evaluation; silent when switched off or not on a terminal.
+    """Shows the state of an evaluation: a live line on a terminal, else a line of log a minute.
 
     Args:
         shown: Bool.
@@ -13,7 +17,7 @@ class Progress:
     """
 
     def __init__(self, shown, total, title):
-        self._bar, self._total = None, total
+        self._bar, self._total, self._written = None, total, None
         if not shown:
             return
         import rich.console
@@ -22,6 +26,7 @@ class Progress:
 
         console = rich.console.Console()
         if not console.is_terminal:
+            self._written = time.perf_counter()
             return
         whole = Column(no_wrap=True)
         more = (
@@ -58,11 +63,16 @@ class Progress:
 
     def update(self, done, clean, robust, detail=""):
         """`done` images (a fraction counts the current chunk), accuracies as shares or None."""
-        if not self._bar:
+        if self._bar is None and self._written is None:
             return
         parts = [f"{int(done):,} / {self._total:,}" if self._total else f"{int(done):,} images"]
         if clean is not None:
             parts.append(f"clean {100 * clean:.1f} %")
         if robust is not None:
             parts.append(f"robust {100 * robust:.1f} %")
+        if self._bar is None:
+            if time.perf_counter() - self._written >= PAUSE:
+                self._written = time.perf_counter()
+                print(*parts, detail, sep="  ", file=sys.stderr, flush=True)
+            return
         self._bar.update(self._task, completed=done, figures="  ".join(parts), detail=detail)

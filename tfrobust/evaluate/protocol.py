@@ -43,7 +43,7 @@ def robustness(
         eps_grid: Radii for a curve of accuracy against epsilon; 0 is always added.
         state: File name; finished chunks and runs are kept there, and the same call takes them up
             again.
-        progress: Show a live line (on a terminal only).
+        progress: Show a live line on a terminal, else write a line to stderr every minute.
         batch_size: Images per chunk, an integer >= 1; default as many as fit 64 MiB, at most
             1,024. Results do not depend on it but for the last bits of a convolution.
         max_examples: Use the first images only.
