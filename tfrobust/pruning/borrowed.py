@@ -6,6 +6,7 @@ model, and `UpdatePruningStep` is accepted by `fit` and does nothing. Importing 
 TF_USE_LEGACY_KERAS for the whole process; here it is imported late, and the variable put back.
 """
 
+import operator
 import os
 
 import keras
@@ -25,6 +26,8 @@ def tfmot():
     >>> tfmot().sparsity.keras.ConstantSparsity(0.5, begin_step=0).target_sparsity
     0.5
     """
+    # Who asks TensorFlow for Keras first, decides which one the whole process gets: not tfmot.
+    operator.attrgetter("keras.Model")(tf)
     before = os.environ.get("TF_USE_LEGACY_KERAS")
     try:
         import tensorflow_model_optimization
