@@ -21,7 +21,9 @@ SETTINGS = {
 
 
 def read(name):
-    return json.loads((HERE / name).read_text())
+    """What a measurement wrote, or None where it has not run."""
+    path = HERE / name
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def page(compared, speed, scale):
@@ -122,6 +124,9 @@ def speeds(sections):
 
 
 def sizes(scale):
+    if scale is None:
+        yield "Not measured yet (`python -m bench.scale`)."
+        return
     small, large = scale["sizes"]
     low, high = scale["bars"]["time_ratio"]
     yield f"`python -m bench.scale`: {scale['settings']['attack']} on a stream of {large:,} images"

@@ -25,6 +25,8 @@ def test_the_page_follows_from_what_was_measured():
         page.read("agreement.json"), page.read("results.json"), page.read("scale.json")
     )
     assert page.PAGE.read_text() == made
+    parts = page.read("agreement.json"), page.read("results.json"), page.read("no such file")
+    assert "Not measured" in page.page(*parts)
 
 
 def test_a_page_says_what_was_not_met():
