@@ -64,7 +64,8 @@ def page(compared, speed, scale):
         "",
         "## Speed",
         "",
-        f"One interleaved run (`make bench`, {speed['date']}, model {speed['model']}). Ratios are",
+        f"One interleaved run, {speed['date']}, model {speed['model']}:",
+        f"`python -m bench.run{flags(speed['settings'])}`. Ratios are",
         "medians over rounds of time / time of the contender that has ratio 1; the bar is the most",
         "that was allowed. Compiled input gradients are those that TensorFlow takes by itself.",
         "",
@@ -74,6 +75,12 @@ def page(compared, speed, scale):
         *sizes(scale),
     ]
     return "\n".join(lines) + "\n"
+
+
+def flags(settings):
+    """The settings of a run as the flags that ask for them."""
+    names = ("rounds", "images", "steps", "train_images", "suite_images")
+    return "".join(f" --{n.replace('_', '-')} {settings[n]}" for n in names if n in settings)
 
 
 def strength(models):

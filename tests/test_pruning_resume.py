@@ -17,23 +17,11 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests.bank_pruning import adversarial, compiled, data, dense
+from tests.test_resume import Kill
 from tfrobust.pruning import Linear, MagnitudePruning, polynomial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EPOCHS = 4  # of three steps
-
-
-class Kill(keras.callbacks.Callback):
-    """Ends `fit` as abruptly as a process can do to itself and go on testing."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.left = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 def schedules(name):

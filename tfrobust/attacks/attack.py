@@ -69,6 +69,7 @@ class Attack:
 
     stride = 20
     white_box = True  # whether it follows gradients of the attacked model
+    norms = None  # names of the norms that it has steps for, or None: any
 
     def __init__(
         self, threat, loss="ce", restarts=1, targets=0, seed=0, eot=1, on_failure="best_loss"
@@ -77,6 +78,11 @@ class Attack:
             raise TypeError(
                 "`threat` must be a tr.threats.Threat such as tr.threats.Linf(8/255). "
                 f"Received: threat={threat!r}"
+            )
+        if self.norms is not None and threat.norm not in self.norms:
+            fit = " or ".join(f"tr.threats.{norm.capitalize()}" for norm in self.norms)
+            raise ValueError(
+                f"`threat` must be {fit} for {type(self).__name__}. Received: threat={threat!r}"
             )
         whole("restarts", restarts, 1)
         whole("targets", targets, 0)

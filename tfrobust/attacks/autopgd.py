@@ -195,12 +195,10 @@ class APGD(Attack):
     [True]
     """
 
+    norms = tuple(RULES)
+
     def __init__(self, threat, steps=100, loss="ce", large_radius=False, **shared):
         super().__init__(threat, loss=loss, **shared)
-        if threat.norm not in RULES:
-            raise ValueError(
-                f"`threat` must be tr.threats.Linf, L2 or L1 for APGD. Received: {threat!r}"
-            )
         whole("steps", steps, 1)
         if large_radius and threat.norm != "l1":
             raise ValueError(f"`large_radius` is for tr.threats.L1. Received: threat={threat!r}")

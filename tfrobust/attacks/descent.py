@@ -45,11 +45,6 @@ class Walk(MinimumNorm):
 
     def __init__(self, threat, steps, **shared):
         super().__init__(threat, **({} if self.any_loss else {"loss": "margin"}), **shared)
-        if threat.norm not in self.norms:
-            fit = " or ".join(f"tr.threats.{norm.capitalize()}" for norm in self.norms)
-            raise ValueError(
-                f"`threat` must be {fit} for {type(self).__name__}. Received: threat={threat!r}"
-            )
         whole("steps", steps, 1)
         self.steps = int(steps)
 

@@ -220,12 +220,10 @@ class Square(Search):
     [True]
     """
 
+    norms = tuple(RULES)
+
     def __init__(self, threat, queries=5000, p_init=0.8, rescale=False, loss="margin", **shared):
         super().__init__(threat, loss=loss, **shared)
-        if threat.norm not in RULES:
-            raise ValueError(
-                f"`threat` must be tr.threats.Linf, L2 or L1 for Square. Received: {threat!r}"
-            )
         whole("queries", queries, 1)
         self.queries, self.rescale = int(queries), bool(rescale)
         self.p_init = lies("p_init", p_init, "(0, 1]")
