@@ -396,20 +396,3 @@ def test_thresholds_say_by_themselves_how_much_goes():
     once = before.size - left.size
     twice = before.size - (np.abs(left) >= left.std()).sum()
     assert pruned(net)["hidden"] == twice >= once
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        Linear(0.7, updates=5, every=3, begin=2, unit="steps"),
-        Geometric(0.25, updates=4),
-        OneShot(0.5, begin=4),
-        Threshold(0.5, updates=3),
-        tr.pruning.Keep(),
-        tr.pruning.MaskConstraint((2, 3), keras.constraints.NonNeg()),
-    ],
-    ids=lambda made: type(made).__name__,
-)
-def test_configs_come_back(made):
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
-    assert type(again) is type(made) and again.get_config() == made.get_config()

@@ -2,13 +2,15 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tfrobust.pruning import Geometric, Linear, OneShot, select
+import tfrobust as tr
+from tfrobust.pruning import Geometric, Linear, OneShot, Threshold, select
 from tfrobust.pruning.borrowed import adapted, polynomial
 
 few = settings(max_examples=60, deadline=None)
@@ -134,3 +136,20 @@ def test_no_point_is_missed_whatever_the_stride(schedule, strides):
             expected = expected if point is None else schedule.target(point)
             each = step
         assert target == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Linear(0.7, updates=5, every=3, begin=2, unit="steps"),
+        Geometric(0.25, updates=4),
+        OneShot(0.5, begin=4),
+        Threshold(0.5, updates=3),
+        tr.pruning.Keep(),
+        tr.pruning.MaskConstraint((2, 3), keras.constraints.NonNeg()),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_configs_come_back(made):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
+    assert type(again) is type(made) and again.get_config() == made.get_config()
