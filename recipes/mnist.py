@@ -122,7 +122,9 @@ def train(game, batches, epochs, folder, resume, clock=None, callbacks=()):
         shutil.rmtree(folder, ignore_errors=True)
     clock = clock or Clock()
     keeper = tr.training.Resume(folder, delete_checkpoint=False)
-    game.fit(batches, epochs=epochs, callbacks=[clock, *callbacks, keeper], verbose=2)
+    game.fit(
+        batches, epochs=epochs, callbacks=[clock, *callbacks, keeper], verbose=2, shuffle=False
+    )
     wall, processor = clock.done
     print(
         f"{folder.name}: {clock.epochs} epochs, {wall:.0f} s, {processor:.0f} processor seconds",

@@ -15,11 +15,12 @@ from tfrobust.pruning.figures import Report, masks_of, report, sparsity
 from tfrobust.pruning.follow import passes
 from tfrobust.pruning.magnitude import MagnitudePruning
 from tfrobust.pruning.places import kernel_of
-from tfrobust.pruning.schedule import Geometric, Keep, Linear, OneShot, Schedule, Threshold
+from tfrobust.pruning.schedule import Geometric, Keep, Ladder, Linear, OneShot, Schedule, Threshold
 
 __all__ = [
     "Geometric",
     "Keep",
+    "Ladder",
     "Linear",
     "MagnitudePruning",
     "MaskConstraint",

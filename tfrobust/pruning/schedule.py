@@ -136,6 +136,39 @@ class Linear(Schedule):
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
+class Ladder(Schedule):
+    """The fractions of a list, one after the other.
+
+    Args:
+        targets: Ascending floats in [0, 1), the fraction that is pruned after each update.
+        every, begin, unit: See `Schedule`.
+
+    Raises:
+        ValueError: The list is empty, holds something else, or does not ascend.
+
+    Example:
+
+    >>> schedule = Ladder([0.5, 0.75, 0.9], every=4)
+    >>> [schedule(epoch) for epoch in (0, 3, 4, 8)]
+    [(True, 0.5), (False, 0.5), (True, 0.75), (True, 0.9)]
+    """
+
+    def __init__(self, targets, every=1, begin=0, unit="epochs"):
+        self.targets = [fraction("targets", target) for target in targets]
+        if not self.targets or sorted(set(self.targets)) != self.targets:
+            raise ValueError(f"`targets` must be an ascending list. Received: targets={targets}")
+        super().__init__(len(self.targets), every, begin, unit)
+
+    def target(self, update):
+        return self.targets[update]
+
+    def get_config(self):
+        config = super().get_config()
+        del config["updates"]
+        return {"targets": self.targets, **config}
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
 class Geometric(Schedule):
     """The same share of what is left, again and again: floor(rho * nonzero) entries each time.
 

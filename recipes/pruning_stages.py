@@ -1,0 +1,229 @@
+"""Stages of robust pruning: the settings of a data set, the curve, the settling, the scratch net.
+
+A curve is one walk up a ladder of ratios with training between the rungs; what each rung leaves is
+measured before the next one, and the nets at the ratios of interest are put aside.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+
+import keras
+import numpy as np
+
+import tfrobust as tr
+from recipes import mnist
+
+RUNG = 0.025  # of the prunable weights: 40 updates from 0 to 100 % (Sehwag et al., 2019)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a data set asks for: its threat, the attack of training, the step of the judge."""
+
+    title: str
+    threat: tr.threats.Linf
+    training: tr.attacks.PGD
+    judge_step: float
+    glance: tr.attacks.PGD  # the attack of the curve
+
+    def judge(self, smoke):
+        """PGD-40 with five starts."""
+        steps, starts = (4, 2) if smoke else (40, 5)
+        return tr.attacks.PGD(
+            self.threat, steps=steps, step_size=self.judge_step * 40 / steps, restarts=starts
+        )
+
+    def suite(self, smoke):
+        """AutoAttack; with `smoke` its first member on a tiny budget."""
+        if smoke:
+            return tr.attacks.APGD(self.threat, steps=5)
+        return tr.attacks.AutoAttack(self.threat)
+
+
+def setting(title, epsilon, train_steps, train_step, judge_step, glance_step):
+    threat = tr.threats.Linf(epsilon)
+    return Setting(
+        title,
+        threat,
+        tr.attacks.PGD(threat, steps=train_steps, step_size=train_step),
+        judge_step,
+        tr.attacks.PGD(threat, steps=20, step_size=glance_step),
+    )
+
+
+SETTINGS = {
+    "mnist": setting("MNIST", 0.3, 7, 0.075, 0.01, 0.03),
+    "cifar10": setting("CIFAR-10", 8 / 255, 7, 2 / 255, 2 / 255, 2 / 255),
+}
+
+
+def dataset(args):
+    """The data; with --smoke 512 training and 64 test images."""
+    data = tr.data.load(args.data, args.data_dir)
+    if not args.smoke:
+        return data
+    return tr.data.Dataset(
+        data.x_train[:512], data.y_train[:512], data.x_test[:64], data.y_test[:64], 10
+    )
+
+
+def ladder(ratios):
+    """Every 2.5 % up to the largest ratio, and the ratios themselves.
+
+    >>> ladder([0.05, 0.06])
+    [0.025, 0.05, 0.06]
+    """
+    rungs = {round(RUNG * k, 4) for k in range(1, 40)}
+    return sorted({r for r in rungs if r < max(ratios)} | {round(r, 4) for r in ratios})
+
+
+class Curve(keras.callbacks.Callback):
+    """Measures the net before each update of a ladder, and puts it aside at the given ratios.
+
+    It stands before `MagnitudePruning` in the list of callbacks.
+
+    Args:
+        net: The classifier that is pruned.
+        rungs: Ratios of the ladder.
+        every: Steps from one update to the next.
+        look: Callable `(net) -> dict` of figures.
+        keep: Callable `(net, ratio, seconds)`, called at every rung.
+        clock: `mnist.Clock` of the same `fit`.
+    """
+
+    resumes = ("rows", "steps", "spent")
+
+    def __init__(self, net, rungs, every, look, keep, clock):
+        super().__init__()
+        self.net, self.rungs, self.every = net, rungs, every
+        self.look, self.keep, self.clock = look, keep, clock
+        self.rows, self.steps, self.spent = [], 0, [0.0, 0.0]
+
+    def on_train_batch_begin(self, batch, logs=None):
+        rung, between = divmod(self.steps, self.every)
+        if not between and len(self.rows) < rung < len(self.rungs):
+            self.measure()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+        if self.steps == self.every * len(self.rungs):
+            self.measure()
+
+    def measure(self):
+        """Adds a row for the rung that was trained last."""
+        began = [time.perf_counter(), time.process_time()]
+        ratio = self.rungs[len(self.rows)]
+        done = self.clock.so_far()
+        seconds = [d - s for d, s in zip(done, self.spent, strict=True)]
+        row = {"ratio": ratio, **self.look(self.net), "seconds": seconds}
+        self.keep(self.net, ratio, seconds)
+        self.rows.append(row)
+        print(tell(row), flush=True)
+        ended = [time.perf_counter(), time.process_time()]
+        self.spent = [s + e - b for s, e, b in zip(self.spent, ended, began, strict=True)]
+
+
+def tell(row):
+    return f"pruned {row['ratio']:.1%}: clean {row['clean']:.3f}, attacked {row['attacked']:.3f}"
+
+
+def looker(scene, data, count):
+    """Clean and attacked accuracy on the first `count` test images."""
+    x, y = data.x_test[:count], data.y_test[:count]
+
+    def look(net):
+        right = tr.attacks.forward(net, x).argmax(-1) == y
+        attacked = tr.attacks.forward(net, scene.glance(net, x, y)).argmax(-1) == y
+        return {"clean": float(right.mean()), "attacked": float((right & attacked).mean())}
+
+    return look
+
+
+def player(net, mode, scene, data, rate, seed, labels=None, epsilon=None):
+    """What `fit` is called on: a game for "robust", the net itself for "nat"."""
+    kinds = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
+    loss = kinds[labels is not None](from_logits=True)
+    game = net
+    if mode != "nat":
+        game = tr.training.AdversarialTraining(net, scene.training, epsilon=epsilon, seed=seed)
+    game.compile(keras.optimizers.Adam(rate), loss=loss)
+    y = data.y_train if labels is None else labels
+    return game, tr.data.Batches(data.x_train, y, mnist.BATCH, seed=seed)
+
+
+def walk(net, scene, data, args, folder, labels=None):
+    """Prunes up the ladder, fine-tuning between rungs; returns the rows of the curve.
+
+    The net at each ratio of `args.ratios` is written to `folder`, cut where filters are pruned.
+    """
+    rungs = args.ratios if args.smoke else ladder(args.ratios)
+    look = looker(scene, data, 32 if args.smoke else 500)
+    options = {"structured": "filters" if args.structured == "filters" else None}
+    options |= {"scope": args.scope, "normalise": args.normalise}
+    rows_file = folder / "curve.json"
+    if args.resume and rows_file.exists():
+        return json.loads(rows_file.read_text())
+    if not args.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(net, ratio, seconds):
+        if ratio in args.ratios:
+            cut = tr.shrink.compact(net) if args.structured == "filters" else net
+            tr.export.keras_file(cut, folder / f"pruned_{ratio:g}.keras")
+
+    if args.finetune == "none":
+        rows = []
+        for ratio in rungs:
+            tr.pruning.prune(net, ratio, **options)
+            rows.append({"ratio": ratio, **look(net), "seconds": [0.0, 0.0]})
+            keep(net, ratio, None)
+            print(tell(rows[-1]), flush=True)
+    else:
+        game, batches = player(net, args.finetune, scene, data, args.rate, args.seed, labels)
+        every = max(1, len(batches) * args.epochs // len(rungs))
+        clock = mnist.Clock()
+        curve = Curve(net, rungs, every, look, keep, clock)
+        prune = tr.pruning.MagnitudePruning(
+            tr.pruning.Ladder(rungs, every=every, unit="steps"), **options
+        )
+        mnist.train(game, batches, args.epochs, folder / "fit", True, clock, [curve, prune])
+        print(prune.report(), flush=True)
+        rows = curve.rows
+    tr.files.replace(rows_file, lambda path: pathlib.Path(path).write_text(json.dumps(rows)))
+    return rows
+
+
+def settle(net, scene, data, args, folder, labels=None):
+    """Fine-tunes a pruned net at its ratio, zeros held, on a one-cycle rate; returns the clock."""
+    tr.pruning.freeze(net)
+    steps = -(-len(data.x_train) // mnist.BATCH) * args.settle
+    rate = mnist.one_cycle(args.peak, steps)
+    game, batches = player(net, args.finetune, scene, data, rate, args.seed + 100, labels)
+    return mnist.train(game, batches, args.settle, folder, args.resume)
+
+
+def from_scratch(net, scene, data, epochs, peak, seed, folder, resume):
+    """Adversarial training of random weights: epsilon rises over the first fifth."""
+    steps = -(-len(data.x_train) // mnist.BATCH) * epochs
+    epsilon = keras.optimizers.schedules.PolynomialDecay(
+        scene.threat.epsilon / 6, max(steps // 5, 1), scene.threat.epsilon
+    )
+    rate = mnist.one_cycle(peak, steps)
+    game, batches = player(net, "robust", scene, data, rate, seed, epsilon=epsilon)
+    return mnist.train(game, batches, epochs, folder, resume)
+
+
+def fresh(net, seed):
+    """The same architecture with new random weights."""
+    keras.utils.set_random_seed(seed)
+    return keras.models.clone_model(net)
+
+
+def zeros(net):
+    """Share of kernel entries that are exactly zero."""
+    kernels = [np.asarray(w) for w in net.get_weights() if np.ndim(w) > 1]
+    return sum(int((w == 0).sum()) for w in kernels) / sum(w.size for w in kernels)
