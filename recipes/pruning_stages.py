@@ -28,6 +28,7 @@ class Setting:
     training: tr.attacks.PGD
     judge_step: float
     glance: tr.attacks.PGD  # the attack of the curve
+    note: str = ""  # what a reader must know of the data
 
     def judge(self, smoke):
         """PGD-40 with five starts."""
@@ -43,7 +44,7 @@ class Setting:
         return tr.attacks.AutoAttack(self.threat)
 
 
-def setting(title, epsilon, train_steps, train_step, judge_step, glance_step):
+def setting(title, epsilon, train_steps, train_step, judge_step, glance_step, note=""):
     threat = tr.threats.Linf(epsilon)
     return Setting(
         title,
@@ -51,12 +52,15 @@ def setting(title, epsilon, train_steps, train_step, judge_step, glance_step):
         tr.attacks.PGD(threat, steps=train_steps, step_size=train_step),
         judge_step,
         tr.attacks.PGD(threat, steps=20, step_size=glance_step),
+        note,
     )
 
 
 SETTINGS = {
     "mnist": setting("MNIST", 0.3, 7, 0.075, 0.01, 0.03),
-    "cifar10": setting("CIFAR-10", 8 / 255, 7, 2 / 255, 2 / 255, 2 / 255),
+    "cifar10": setting(
+        "CIFAR-10", 8 / 255, 7, 2 / 255, 2 / 255, 2 / 255, "; JPEG re-encoded images"
+    ),
 }
 
 
@@ -78,6 +82,22 @@ def ladder(ratios):
     """
     rungs = {round(RUNG * k, 4) for k in range(1, 40)}
     return sorted({r for r in rungs if r < max(ratios)} | {round(r, 4) for r in ratios})
+
+
+def start_net(args):
+    """The robust net that `--start` names, by default saved_models/<data>_at."""
+    folder = pathlib.Path(args.start or mnist.SAVED / f"{args.data}_at")
+    if not (folder / "model.keras").exists():
+        raise SystemExit(f"`--start` must be the folder of a saved net. Received: {folder}")
+    return keras.saving.load_model(folder / "model.keras", compile=False)
+
+
+def start_of(args):
+    """(robust net, [wall, processor] seconds that it took, its epochs)."""
+    net = start_net(args)
+    folder = pathlib.Path(args.start or mnist.SAVED / f"{args.data}_at")
+    told = next(iter(tr.report.load(folder).to_dict()["models"].values()))["settings"]
+    return net, told["seconds"], told["epochs"]
 
 
 class Curve(keras.callbacks.Callback):

@@ -18,6 +18,7 @@ import keras
 
 import tfrobust as tr
 from recipes import mnist, pruning_stages
+from recipes import pruning_judge as judge
 
 MODES = ("none", "nat", "robust", "scratch")
 
@@ -51,17 +52,21 @@ def main():
     scene, data = pruning_stages.SETTINGS[args.data], pruning_stages.dataset(args)
     name = name_of(args)
     work = args.work / name
-    before, seconds, epochs = start_of(args)
+    before, seconds, epochs = pruning_stages.start_of(args)
     if args.finetune == "scratch":
         nets = scratch(scene, data, args, work, seconds, epochs)
     else:
         nets = pruned(scene, data, args, work, before, seconds, epochs)
     if args.train_only:
         return
-    entries = {"before pruning": entry(before, "start", scene, data, args, work, {})}
+    starts = args.work / "judged_starts"
+    entries = {"before pruning": judge.entry(before, args.data, scene, data, args, starts, {})}
     for ratio, (net, told) in nets.items():
-        entries[f"{ratio:.0%}"] = entry(net, f"{ratio:g}", scene, data, args, work, told)
-    ship(name, entries, scene, data, args, work)
+        entry = judge.entry(net, f"{ratio:g}", scene, data, args, work, told)
+        if args.finetune == "robust" and not args.seed:
+            judge.add_files(entry, net, f"{100 * ratio:.0f}", data, args, args.out / name)
+        entries[f"{ratio:.0%}"] = entry
+    judge.ship(name, entries, scene, args, work)
 
 
 def name_of(args, mode=None):
@@ -69,16 +74,6 @@ def name_of(args, mode=None):
     seed = f"_s{args.seed}" if args.seed else ""
     budget = "_seconds" if mode == "scratch" and args.budget == "seconds" else ""
     return f"{args.data}_pruned_{args.structured}_{mode}{budget}{seed}"
-
-
-def start_of(args):
-    """(robust net, its [wall, processor] seconds, its epochs)."""
-    folder = pathlib.Path(args.start or mnist.SAVED / f"{args.data}_at")
-    if not (folder / "model.keras").exists():
-        raise SystemExit(f"`--start` must be the folder of a saved robust net. Received: {folder}")
-    told = next(iter(tr.report.load(folder).to_dict()["models"].values()))["settings"]
-    net = keras.saving.load_model(folder / "model.keras", compile=False)
-    return net, told["seconds"], told["epochs"]
 
 
 def pruned(scene, data, args, work, before, seconds, epochs):
@@ -163,62 +158,6 @@ def seconds_to_epochs(small, scene, data, args, seconds):
         for count in (1, 2)
     ]
     return max(1, round(seconds / (clocks[1] / 2)))
-
-
-def entry(net, label, scene, data, args, work, told):
-    """Judges one net."""
-    test = (data.x_test, data.y_test)
-    fgsm, judge = tr.attacks.FGSM(scene.threat), scene.judge(args.smoke)
-    folder = args.work / "judged_starts" if label == "start" else work
-    folder.mkdir(parents=True, exist_ok=True)
-    tag = f"judge_{args.data}_{label}"
-    if not args.resume and label != "start":
-        for path in folder.glob(f"{tag}*"):
-            path.unlink()
-    whole = tr.evaluate.robustness(net, test, [fgsm], state=folder / f"{tag}_all.npz")
-    first = tr.evaluate.robustness(
-        net,
-        test,
-        [judge, scene.suite(args.smoke)],
-        max_examples=args.n,
-        state=folder / f"{tag}_first.npz",
-    )
-    print(f"{work.name} {label}", whole, first, sep="\n", flush=True)
-    footprint = tr.footprint.measure(net)
-    return tr.report.Entry(
-        scores=[whole, first],
-        footprint=footprint,
-        seconds=told.get("seconds", [None])[0],
-        settings={**mnist_settings(args), **told, "zeros": pruning_stages.zeros(net)},
-    )
-
-
-def mnist_settings(args):
-    hidden = {"data_dir", "work", "out", "resume", "command"}
-    return {k: v for k, v in vars(args).items() if k not in hidden}
-
-
-def ship(name, entries, scene, data, args, work):
-    """Writes the card, the curve and, of robust runs with seed 0, the nets."""
-    folder = args.out / name
-    card = tr.report.card(
-        name,
-        models=entries,
-        data={
-            "name": scene.title,
-            "note": f"clean and FGSM on all test images, PGD and AutoAttack on the first {args.n}",
-        },
-        threat=scene.threat,
-        command=args.command,
-        reference="before pruning",
-    )
-    card.save(folder)
-    curve = work / "ladder" / "curve.json"
-    if curve.exists():
-        path = tr.files.target(folder / "curve.json")
-        text = json.dumps(json.loads(curve.read_text()), indent=1) + "\n"
-        tr.files.replace(path, lambda p: pathlib.Path(p).write_text(text))
-    print(f"{folder}: {', '.join(entries)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""Judging and shipping the nets of a pruning run: attacks, files, latency, card, curve."""
+
+import json
+import pathlib
+import time
+
+import tfrobust as tr
+from recipes import pruning_stages
+
+HIDDEN = {"data_dir", "work", "out", "resume", "command", "train_only"}
+
+
+def settings(args):
+    """The flags of the run, without folders."""
+    return {k: v for k, v in vars(args).items() if k not in HIDDEN}
+
+
+def entry(net, label, scene, data, args, folder, told):
+    """Attacks `net`: FGSM on all test images, PGD-40 x 5 and AutoAttack on the first `args.n`.
+
+    What was done before is taken up again with --resume; the start is judged once for all runs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.resume and told:
+        for path in folder.glob(f"judge_{label}_*"):
+            path.unlink()
+    test, began = (data.x_test, data.y_test), time.perf_counter()
+    whole = tr.evaluate.robustness(
+        net, test, [tr.attacks.FGSM(scene.threat)], state=folder / f"judge_{label}_all.npz"
+    )
+    first = tr.evaluate.robustness(
+        net,
+        test,
+        [scene.judge(args.smoke), scene.suite(args.smoke)],
+        max_examples=args.n,
+        state=folder / f"judge_{label}_first.npz",
+    )
+    print(f"{folder.name} {label}", whole, first, sep="\n")
+    print(f"judged in {time.perf_counter() - began:.0f} s", flush=True)
+    return tr.report.Entry(
+        scores=[whole, first],
+        footprint=tr.footprint.measure(net),
+        seconds=told["seconds"][0] if told else None,
+        settings={**settings(args), **told, "zeros": pruning_stages.zeros(net)},
+    )
+
+
+def add_files(entry, net, label, data, args, folder):
+    """Exports `net` and times the TensorFlow Lite files beside that of the start."""
+    calibration = data.x_train[:500]
+    entry.files = [
+        tr.export.keras_file(net, folder / f"model_{label}.keras"),
+        tr.export.tflite(net, folder / f"model_{label}.tflite", calibration=calibration),
+        tr.export.tflite(
+            net, folder / f"model_{label}_int8.tflite", quantize="int8", calibration=calibration
+        ),
+    ]
+    start = args.work / f"{args.data}_start.tflite"
+    if not start.exists():
+        tr.export.tflite(pruning_stages.start_net(args), start)
+    paths = [start, *(file.path for file in entry.files[1:])]
+    names = ["unpruned net, float32", "float32", "int8"]
+    entry.latency = dict(zip(names, tr.export.latencies(paths), strict=True))
+
+
+def ship(name, entries, scene, args, work):
+    """Writes the card and the curve."""
+    folder = args.out / name
+    card = tr.report.card(
+        name,
+        models=entries,
+        data={
+            "name": scene.title,
+            "note": f"clean and FGSM on all test images, PGD and AutoAttack on the first {args.n}"
+            + scene.note,
+        },
+        threat=scene.threat,
+        command=args.command,
+        reference="before pruning" if "before pruning" in entries else None,
+    )
+    card.save(folder)
+    curve = work / "ladder" / "curve.json"
+    if curve.exists():
+        path = tr.files.target(folder / "curve.json")
+        text = json.dumps(json.loads(curve.read_text()), indent=1) + "\n"
+        tr.files.replace(path, lambda p: pathlib.Path(p).write_text(text))
+    print(f"{folder}: {', '.join(entries)}", flush=True)
