@@ -101,9 +101,7 @@ def start_of(args):
 
 
 class Curve(keras.callbacks.Callback):
-    """Measures the net before each update of a ladder, and puts it aside at the given ratios.
-
-    It stands before `MagnitudePruning` in the list of callbacks.
+    """Measures the net at the end of each rung, before the next update of the ladder.
 
     Args:
         net: The classifier that is pruned.
@@ -122,14 +120,9 @@ class Curve(keras.callbacks.Callback):
         self.look, self.keep, self.clock = look, keep, clock
         self.rows, self.steps, self.spent = [], 0, [0.0, 0.0]
 
-    def on_train_batch_begin(self, batch, logs=None):
-        rung, between = divmod(self.steps, self.every)
-        if not between and len(self.rows) < rung < len(self.rungs):
-            self.measure()
-
     def on_train_batch_end(self, batch, logs=None):
         self.steps += 1
-        if self.steps == self.every * len(self.rungs):
+        if self.steps % self.every == 0 and len(self.rows) < len(self.rungs):
             self.measure()
 
     def measure(self):
