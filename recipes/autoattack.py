@@ -1,4 +1,4 @@
-"""AutoAttack on every net in saved_models/, put on its card beside PGD.
+"""AutoAttack on the nets in saved_models/ whose card lacks it, put on the card beside PGD.
 
 Paper: Croce and Hein, 2020 (arXiv 2003.01690), version "standard" with its authors' budgets.
 Command: python -m recipes.autoattack --data-dir DATA
@@ -20,7 +20,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", help="folder of <name>.npz files")
-    parser.add_argument("--only", nargs="*", help="names of folders (default: all)")
+    parser.add_argument(
+        "--only", nargs="*", help="names of folders, judged again (default: what waits)"
+    )
     parser.add_argument("--n", type=int, default=1000, help="first N test images")
     parser.add_argument("--work", default="runs", help="folder of state files")
     parser.add_argument("--out", default=str(SAVED), help="folder of saved models")
@@ -31,13 +33,25 @@ def main():
             judge(folder, args)
 
 
+def waiting(values, again):
+    """(title, file) of the first shipped net without AutoAttack (with `again`: of any), or None."""
+    for title, entry in values["models"].items():
+        files = [file["path"] for file in entry["files"] if file["path"].endswith(".keras")]
+        if files and (again or entry["families"].get("AutoAttack") is None):
+            return title, files[0]
+    return None
+
+
 def judge(folder, args):
     """Attacks the net of one folder and writes its card again."""
     card = tr.report.load(folder)
     values = card.to_dict()
-    title = next(name for name, part in values["models"].items() if part["files"])
-    data = tr.data.load(values["data"]["name"].lower(), args.data_dir)
-    net = keras.saving.load_model(folder / "model.keras", compile=False)
+    found = waiting(values, again=args.only is not None)
+    if found is None:
+        return
+    title, file = found
+    data = tr.data.load(values["data"]["name"].lower().replace("-", ""), args.data_dir)
+    net = keras.saving.load_model(folder / file, compile=False)
     attack, state = attack_of(values, args), pathlib.Path(args.work) / "autoattack"
     state.mkdir(parents=True, exist_ok=True)
     scores = tr.evaluate.robustness(

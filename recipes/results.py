@@ -181,10 +181,13 @@ def with_table(text, root=ROOT):
 
 
 def main():
+    from recipes import results_pruning  # it reads cards with the functions above
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.parse_args()
     for card in (ROOT / "saved_models").glob("*/card.json"):
         tr.report.load(card).save(card.parent)  # the page follows from the JSON
+    results_pruning.write()
     target = ROOT / "docs" / "results" / "mnist.md"
     target.parent.mkdir(exist_ok=True)
     target.write_text(page())

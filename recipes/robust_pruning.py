@@ -63,7 +63,8 @@ def main():
     entries = {"before pruning": judge.entry(before, args.data, scene, data, args, starts, {})}
     for ratio, (net, told) in nets.items():
         entry = judge.entry(net, f"{ratio:g}", scene, data, args, work, told)
-        if args.finetune == "robust" and not args.seed:
+        ships = args.structured == "filters" or ratio == 0.9  # pruned weights take a full-size file
+        if args.finetune == "robust" and not args.seed and ships:
             judge.add_files(entry, net, f"{100 * ratio:.0f}", data, args, args.out / name)
         entries[f"{ratio:.0%}"] = entry
     judge.ship(name, entries, scene, args, work)
