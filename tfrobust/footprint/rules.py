@@ -10,7 +10,9 @@ import math
 
 import keras
 import numpy as np
+from keras.src.ops import numpy
 
+from tfrobust import graph
 from tfrobust.footprint.result import Cost
 from tfrobust.layers.mask import Mask
 
@@ -229,6 +231,20 @@ def _(layer, wanted, inputs):
     if sum(len(live) for live in inputs) != len(wanted):
         return [wanted] * len(inputs)
     return np.split(wanted, np.cumsum([len(live) for live in inputs])[:-1])
+
+
+for _pad in graph.operations(numpy, "Pad"):
+
+    @flow.register(_pad)
+    def _(layer, inputs, shape):
+        if layer.mode != "constant":
+            return np.ones(shape[-1], bool)
+        return np.pad(inputs[0], layer.pad_width[-1])  # zeros carry nothing
+
+    @demand.register(_pad)
+    def _(layer, wanted, inputs):
+        start = layer.pad_width[-1][0]
+        return [wanted[start : start + len(inputs[0])]]
 
 
 def _merge_demand(layer, wanted, inputs):

@@ -1,6 +1,22 @@
 """The papers' networks as functional builders: pixels in [0, 1] in, logits out."""
 
+from tfrobust.models.dense import lenet300_100, linear
 from tfrobust.models.lenet import digits_net, lenet5_caffe
+from tfrobust.models.plain import all_cnn, cifar_large
 from tfrobust.models.prepare import prepare
+from tfrobust.models.residual import resnet32, wide_resnet28
+from tfrobust.models.vgg import vgg16_bn, vgg_like
 
-__all__ = ["digits_net", "lenet5_caffe", "prepare"]
+__all__ = [
+    "all_cnn",
+    "cifar_large",
+    "digits_net",
+    "lenet300_100",
+    "lenet5_caffe",
+    "linear",
+    "prepare",
+    "resnet32",
+    "vgg16_bn",
+    "vgg_like",
+    "wide_resnet28",
+]

@@ -3,19 +3,7 @@
 import keras
 from keras import layers
 
-
-def _units(widths, width):
-    return [max(1, round(u * width)) for u in widths]
-
-
-def _mask(x, mask, name):
-    return x if mask is None else mask(name=name)(x)
-
-
-def _activated(x, mask, name, activation="relu"):
-    """[mask] -> activation: the paper's slot, before the nonlinearity."""
-    x = _mask(x, mask, f"mask_{name}")
-    return layers.Activation(activation, name=f"{activation}_{name}")(x)
+from tfrobust.models import blocks
 
 
 def lenet5_caffe(
@@ -47,18 +35,18 @@ def lenet5_caffe(
     >>> lenet5_caffe().count_params()
     431080
     """
-    first, second, dense = _units(widths, width)
+    first, second, dense = blocks.units(widths, width)
     inputs = x = keras.Input(input_shape, name="image")
     for number, filters in enumerate((first, second), 1):
         x = layers.Conv2D(filters, 5, name=f"conv{number}")(x)
-        x = _activated(x, mask, f"conv{number}", conv_activation)
+        x = blocks.activated(x, mask, f"conv{number}", conv_activation)
         x = layers.MaxPooling2D(2, name=f"pool{number}")(x)
     x = layers.Flatten(name="flatten")(x)
     if flatten_mask:
-        x = _mask(x, mask, "mask_flatten")
+        x = blocks.masked(x, mask, "mask_flatten")
     x = layers.Dense(dense, name="dense3")(x)
     x = layers.Activation("relu", name="relu_dense3")(x)
-    x = _mask(x, mask, "mask_dense3")
+    x = blocks.masked(x, mask, "mask_dense3")
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=name)
 
 
@@ -78,14 +66,14 @@ def digits_net(
     >>> digits_net().output_shape
     (None, 10)
     """
-    first, second, dense = _units(widths, width)
+    first, second, dense = blocks.units(widths, width)
     inputs = x = keras.Input(input_shape, name="image")
     for number, filters in enumerate((first, second), 1):
         x = layers.Conv2D(filters, 3, padding="same", name=f"conv{number}")(x)
-        x = _activated(x, mask, f"conv{number}")
+        x = blocks.activated(x, mask, f"conv{number}")
     x = layers.MaxPooling2D(2, name="pool")(x)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(dense, name="dense3")(x)
     x = layers.Activation("relu", name="relu_dense3")(x)
-    x = _mask(x, mask, "mask_dense3")
+    x = blocks.masked(x, mask, "mask_dense3")
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=name)

@@ -172,6 +172,19 @@ def _(layer: layers.Reshape, node, tensor, trail):
     raise Stays(f"'{node.name}' mixes channels with positions")
 
 
+def _padded(layer, node, tensor, trail):
+    channels = node.outputs[0].shape[-1]
+    if layer.mode != "constant":
+        raise Stays(f"'{node.name}' mirrors its channels")
+    if channels == tensor.shape[-1]:
+        return trail
+    before, after = layer.pad_width[-1]
+    return trail.on(np.pad(trail.source, (before, after), constant_values=-1))
+
+
+_register(graph.operations(numpy, "Pad"), _padded)
+
+
 @passes.register
 def _(layer: layers.Rescaling, node, tensor, trail):
     return trail.on(zero=not np.any(layer.offset))

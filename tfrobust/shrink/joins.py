@@ -8,7 +8,7 @@ from keras import layers
 from keras.src.ops import numpy
 
 from tfrobust import graph
-from tfrobust.shrink.rule import Channels, Rule, rule
+from tfrobust.shrink.rule import Channels, Rule, Whole, rule
 
 
 class Join(Rule):
@@ -261,6 +261,44 @@ class Take(Rearrange):
         return graph.fresh(self.node)(x, positions), need
 
 
+class Pad(Rule):
+    """Zeros around the map, and zero channels beside its own (a shortcut without parameters)."""
+
+    def __init__(self, layer, node):
+        super().__init__(layer, node)
+        self.borders, (start, _) = layer.pad_width[:-1], layer.pad_width[-1]
+        self.own = slice(start, start + node.inputs[0].shape[-1])
+
+    def through(self, index, gate):
+        wide = np.ones(self.channels)
+        wide[self.own] = gate
+        return wide
+
+    def before(self, gate):
+        return [gate[self.own]]
+
+    def forward(self, states):
+        (state,) = states
+        constant = np.zeros(self.channels)
+        constant[self.own] = state.constant
+        bordered = np.any(self.borders) and state.nonzero.any()
+        return Channels(constant, state.uniform and not bordered)
+
+    def demand(self, need, states):
+        own = need[self.own].copy()
+        if not own.any():
+            own[0] = True  # what is padded must have a channel
+        return [own]
+
+    def cut(self, args, kwargs, kept, need):
+        before, after = need[need < self.own.start], need[need >= self.own.stop]
+        widths = [*map(list, self.borders), [len(before), len(after)]]
+        channels = np.concatenate([before, kept[0] + self.own.start, after])
+        if not np.any(widths):
+            return args[0], channels
+        return graph.fresh(self.node, pad_width=widths)(*args, **kwargs), channels
+
+
 def _joined(make, function):
     return lambda layer, node: make(layer, node, function)
 
@@ -281,3 +319,13 @@ for _names, _rule in {
     for _module in [layers] if _names == "Reshape" else [layers, numpy]:
         for _kind in graph.operations(_module, _names):
             rule.register(_kind, _rule)
+
+
+for _kind in graph.operations(numpy, "Pad"):
+
+    @rule.register(_kind)
+    def _(layer, node):
+        values = keras.tree.flatten((node.args[1:], node.kwargs))
+        zeros = layer.mode == "constant" and not any(v is not None and np.any(v) for v in values)
+        fits = len(layer.pad_width) == len(node.outputs[0].shape) and not any(layer.pad_width[0])
+        return (Pad if zeros and fits else Whole)(layer, node)

@@ -1,0 +1,88 @@
+"""What the networks are put together from: widths, the image, mask slots, normalized convolutions.
+
+Every activation is a layer of its own, so that a mask fits before or behind it, and every layer
+has a name.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import layers
+
+# N(0, 2 / (k^2 filters)): He's variance over the outputs of a convolution.
+HE_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
+
+
+def units(widths, width):
+    """`widths` scaled by `width`, at least 1 each.
+
+    >>> units((20, 50, 500), 0.1)
+    [2, 5, 50]
+    """
+    numeric = isinstance(width, int | float | np.number) and not isinstance(width, bool)
+    if not numeric or not (0 < width < math.inf):
+        raise ValueError(f"`width` must be a number > 0. Received: width={width!r}")
+    return [max(1, round(u * width)) for u in widths]
+
+
+def image(input_shape, normalization=None):
+    """`(inputs, x)`: the input layer, and the image behind a fixed normalization, if one is asked.
+
+    Args:
+        input_shape: Tuple (height, width, channels).
+        normalization: None, or a pair (mean, standard deviation) in pixel units, one value or one
+            a channel each.
+    """
+    inputs = keras.Input(input_shape, name="image")
+    if normalization is None:
+        return inputs, inputs
+    try:
+        mean, deviation = (
+            np.broadcast_to(np.asarray(values, float), input_shape[-1:]) for values in normalization
+        )
+        legal = np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation > 0).all()
+    except (TypeError, ValueError):
+        legal = False
+    if not legal:
+        raise ValueError(
+            "`normalization` must be None or (mean, deviation > 0), one value or one a channel "
+            f"each. Received: normalization={normalization!r}"
+        )
+    scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
+    return inputs, layers.Rescaling(scale, offset=offset, name="normalization")(inputs)
+
+
+def masked(x, mask, name):
+    """`mask(name=...)` on `x`, nothing where `mask` is None."""
+    return x if mask is None else mask(name=name)(x)
+
+
+def activated(x, mask, name, activation="relu"):
+    """[mask] -> activation: the slot of the ANP-VS paper, before the nonlinearity."""
+    x = masked(x, mask, f"mask_{name}")
+    return layers.Activation(activation, name=f"{activation}_{name}")(x)
+
+
+def gated(x, mask, name):
+    """ReLU -> [mask]: in front of the next reader, so that a closed gate is a channel to cut."""
+    return masked(layers.Activation("relu", name=f"relu_{name}")(x), mask, f"mask_{name}")
+
+
+def normalized(x, name):
+    """Batch normalization with a momentum of 0.9 and an epsilon of 1e-5."""
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+def convolution(x, filters, name, size=3, strides=1, initializer=None):
+    """A SAME convolution without bias, for a normalization behind or in front of it."""
+    initializer = keras.initializers.VarianceScaling(**(initializer or HE_OUT))
+    return layers.Conv2D(
+        filters,
+        size,
+        strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=initializer,
+        name=name,
+    )(x)
