@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -72,6 +73,14 @@ def regularized():
     return game
 
 
+def trades():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an attack without noise cannot start on the KL
+        game = tr.training.TRADES(bank.classifier(), STILL, beta=3.0, weight_decay=0.1)
+    game.compile(SGD(0.1, momentum=0.9))
+    return game
+
+
 def afd():
     return test_three_players.game()
 
@@ -79,6 +88,7 @@ def afd():
 GAMES = {
     "AT-VS": at_vs,
     "ANP-VS": anp_vs,
+    "TRADES": trades,
     "three players": afd,
     "layer regularizer": regularized,
 }

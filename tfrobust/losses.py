@@ -84,11 +84,42 @@ def dlr_targeted(logits, y, target):
     return -(true - wanted) / (top[:, 0] - tf.reduce_mean(top[:, 2:], -1) + 1e-12)
 
 
+@tf.custom_gradient
+def _kl(logits, other):
+    p, q = tf.nn.softmax(logits), tf.nn.softmax(other)
+    ratio = tf.nn.log_softmax(logits) - tf.nn.log_softmax(other)
+    values = tf.nn.relu(tf.reduce_sum(p * ratio, -1))  # rounding may fall below zero
+
+    def gradient(upstream):
+        upstream = upstream[:, None]
+        return upstream * p * (ratio - values[:, None]), upstream * (q - p)
+
+    return values, gradient
+
+
 def kl(logits, other):
-    """KL(softmax(logits) || softmax(other)), in nats."""
-    log_p = tf.nn.log_softmax(as_logits(logits))
-    log_q = tf.nn.log_softmax(as_logits(other))
-    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), -1)
+    """KL(p || q) >= 0 in nats, p = softmax(logits), q = softmax(other); both receive gradients.
+
+    Equal logits have a gradient of exactly 0. (That of p (log p - log q), differentiated term by
+    term, is a rounding error instead, whose sign an attack would follow.)
+
+    >>> one, even = tf.constant([[100.0, 0.0]]), tf.constant([[0.0, 0.0]])
+    >>> round(float(kl(one, even)[0]), 4), float(kl(even, even)[0])
+    (0.6931, 0.0)
+    """
+    return _kl(as_logits(logits), as_logits(other))
+
+
+def kl_from_clean(logits, y, target):
+    """KL(softmax(target) || softmax(logits)) in nats, `target` the logits of the clean images.
+
+    Its gradient is zero where `logits` are those of the clean image: an attack must not start
+    there. TRADES (Zhang et al., 2019) starts beside it, `PGD(..., random_start=0.001)`.
+    """
+    return kl(tf.stop_gradient(target), logits)
+
+
+kl_from_clean.from_clean = True  # a callable of yours that says so gets the clean logits too
 
 
 NAMES = {
@@ -96,6 +127,7 @@ NAMES = {
     "margin": margin,
     "dlr": dlr,
     "dlr_targeted": dlr_targeted,
+    "kl": kl_from_clean,
 }
 MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
 
@@ -109,3 +141,8 @@ def get(loss):
             f"`loss` must be a callable or one of {sorted(NAMES)}. Received: loss={loss!r}"
         )
     return NAMES[loss]
+
+
+def from_clean(loss):
+    """Whether `loss`, a name or a callable, takes as target the logits of the clean images."""
+    return bool(getattr(get(loss), "from_clean", False))

@@ -88,7 +88,8 @@ class Attack:
         whole("targets", targets, 0)
         whole("eot", eot, 1)
         whole("seed", seed)
-        losses.get(loss)
+        if losses.from_clean(loss) and targets:
+            raise ValueError(f"`targets` must be 0 with loss={loss!r}. Received: targets={targets}")
         if loss == "dlr_targeted" and not targets:
             raise ValueError("`targets` must be >= 1 with loss='dlr_targeted'. Received: targets=0")
         if on_failure not in ("best_loss", "clean"):
@@ -176,27 +177,22 @@ class Attack:
     def score(self, call):
         """The attack's loss as a function of logits alone, its target fixed for this call."""
         loss = losses.get(self.loss)
-        return lambda logits: loss(logits, call.y, call.aim)
-
-    def _aim(self, call):
-        """The class that a targeted loss points at: the goal, or the run's r-th likely one."""
-        if call.goal is not None or not self.targets:
-            return call.goal
-        clean = call.logits(call.x)
-        hot = tf.one_hot(call.y, clean.shape[-1], on_value=1e30, off_value=0.0)
-        order = tf.argsort(clean - hot, direction="DESCENDING")
-        rank = tf.minimum(call.run % self.targets, clean.shape[-1] - 2)
-        return tf.gather(order, rank, axis=1)
+        target = call.aim if call.clean is None else call.clean
+        return lambda logits: loss(logits, call.y, target)
 
     def call(self, model, x, y, index, seed, run, **rest):
         keys = noise.keys(seed, self.stream, index, run)
         return Call(model=model, x=x, y=y, keys=keys, run=run, draws=self.eot, **rest)
 
     def begin(self, call):
-        """The first state, with the class that a targeted loss points at."""
-        call.aim = self._aim(call)
-        state = dict(self.start(call))
-        return state if call.aim is None else {**state, "aim": call.aim}
+        """The first state, with what the loss compares with: a class or the clean logits."""
+        targeted = self.targets and call.goal is None
+        call.aim = call.likely(call.run % self.targets) if targeted else call.goal
+        if losses.from_clean(self.loss):
+            if call.goal is not None:
+                raise ValueError(f"`goal` must be None with loss={self.loss!r}: it has no aim.")
+            call.clean = call.logits(call.x)
+        return {**self.start(call), **call.remembered()}
 
     def loop(self, call, state, first, last, counts=()):
         """Steps from `first` to before `last` while a row is open, and what each row spent.
@@ -209,7 +205,7 @@ class Attack:
 
         def body(i, state, counts):
             rows, before = tf.cast(self.open(call, state), tf.int32), call.tally()
-            call.aim = state.get("aim")
+            call.recall(state)
             state = {**state, **self.step(call, i, state)}
             return i + 1, state, call.charged(counts, before, rows, 1)
 
@@ -220,7 +216,7 @@ class Attack:
             (first, state, counts),
         )
         call.queries, call.gradients = kept  # what a step counts is known inside the loop only
-        call.aim = state.get("aim")
+        call.recall(state)
         return state, counts
 
     def legal(self, call, x_adv):

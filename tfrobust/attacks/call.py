@@ -40,6 +40,8 @@ class Call:
         numbers: The attack's tensor parameters.
         goal: Labels `(batch,)` that the attacker wants to see, or None: any wrong one will do.
         aim: Class `(batch,)` that a targeted loss points at in this run, or None.
+        clean: Logits `(batch, classes)` of the clean images for a loss that compares with them
+            (`losses.from_clean`), or None.
         draws: Forward passes that are averaged for each answer of the model.
         queries, gradients: Passes per row so far, forward and backward.
     """
@@ -55,9 +57,26 @@ class Call:
     numbers: dict
     goal: Any = None
     aim: Any = None
+    clean: Any = None
     draws: int = 1
     queries: int = 0
     gradients: int = 0
+
+    def likely(self, rank):
+        """The class `(batch,)` that is `rank`-th most likely on the clean image, `y` left out."""
+        clean = self.logits(self.x)
+        hot = tf.one_hot(self.y, clean.shape[-1], on_value=1e30, off_value=0.0)
+        order = tf.argsort(clean - hot, direction="DESCENDING")
+        return tf.gather(order, tf.minimum(rank, clean.shape[-1] - 2), axis=1)
+
+    def remembered(self):
+        """What the steps to come compare with: entries of their state."""
+        kept = {"aim": self.aim, "clean": self.clean}
+        return {name: value for name, value in kept.items() if value is not None}
+
+    def recall(self, state):
+        """Takes it out of the state: tensors of a loop's body belong to that body."""
+        self.aim, self.clean = state.get("aim"), state.get("clean")
 
     def tally(self):
         """(queries, gradients) traced so far."""

@@ -5,10 +5,13 @@
 'PGD-40x5'
 """
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust import losses, noise
 from tfrobust.attacks.attack import Attack, whole
 from tfrobust.attacks.call import better
 
@@ -17,6 +20,29 @@ def undecided(call, x):
     """A state that any judged point improves."""
     rows = tf.zeros(tf.shape(x)[:1])
     return {"x": x, "best": call.x, "loss": rows - np.inf, "fooled": rows > 0}
+
+
+def checked_start(value, loss, elsewhere=False):
+    """`random_start` as a bool or a float, or an error or warning of one line.
+
+    Args:
+        loss: The attack's loss.
+        elsewhere: Whether the attack has an origin of its own, away from the image.
+    """
+    if isinstance(value, bool | np.bool_):
+        if losses.from_clean(loss) and not (value or elsewhere):
+            warnings.warn(
+                f"`random_start` False with loss={loss!r} goes nowhere: the gradient of KL is zero "
+                "at the image. Start beside it, for example at random_start=0.001.",
+                stacklevel=4,
+            )
+        return bool(value)
+    if not isinstance(value, float | np.floating) or not 0 < value < 1:
+        raise ValueError(
+            "`random_start` must be True, False, or a float in (0, 1), the deviation of Gaussian "
+            f"noise in pixel units. Received: random_start={value!r}"
+        )
+    return float(value)
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
@@ -32,7 +58,8 @@ class PGD(Attack):
         steps: Integer >= 0.
         step_size: Float > 0 in pixel units at the threat's epsilon; default 2.5 * epsilon / steps.
             With another epsilon at call time (a sweep, a ramp in training) it scales along.
-        random_start: Start at a random point of the ball.
+        random_start: Start at a random point of the ball (True), at the image (False), or at the
+            projected x + random_start N(0, 1), a float in (0, 1): TRADES takes 0.001.
         last_iterate: Return the last iterate instead (as foolbox, ART and cleverhans do).
         loss, restarts, **shared: see `Attack` (targets, seed, eot, on_failure).
 
@@ -65,7 +92,9 @@ class PGD(Attack):
             raise ValueError(f"`step_size` must be a number > 0. Received: step_size={step_size!r}")
         self.steps = int(steps)
         self.step_size = None if step_size is None else float(step_size)
-        self.random_start, self.last_iterate = bool(random_start), bool(last_iterate)
+        elsewhere = type(self).origin is not PGD.origin
+        self.random_start = checked_start(random_start, loss, elsewhere)
+        self.last_iterate = bool(last_iterate)
 
     @property
     def name(self):
@@ -83,8 +112,11 @@ class PGD(Attack):
 
     def origin(self, call):
         """Where the first gradient is taken."""
-        if not self.random_start:
+        if self.random_start is False:
             return call.x
+        if self.random_start is not True:
+            x = call.x + self.random_start * noise.normal(call.keys, call.x.shape[1:])
+            return self.threat.project(x, call.x, call.epsilon)
         return self.threat.random_start(call.x, call.keys, call.epsilon)
 
     def heading(self, call, state, gradient):
@@ -220,8 +252,8 @@ class FGSM(SingleStep):
     Args:
         threat: `tr.threats.Threat`.
         loss: see `Attack`.
-        random_start: Take the step from a random point of the ball and project ("fast" FGSM-RS
-            of Wong et al., 2020, with a full step).
+        random_start: True takes the step from a random point of the ball and projects ("fast"
+            FGSM-RS of Wong et al., 2020, with a full step); a float as in `PGD`.
         **shared: see `Attack`.
     """
 
