@@ -131,8 +131,13 @@ def parser():
     sub.add_argument(
         "--quantize", choices=("float32", "float16", "dynamic", "int8"), default="float32"
     )
+    sub.add_argument(
+        "--sparse",
+        action="store_true",
+        help="store pruned kernels without their zeros: smaller, not faster; not with dynamic",
+    )
     _data(sub, required=False, help="training images for calibration (int8 needs them)")
-    sub.add_argument("--json", metavar="FILE", help="write size, parity and input contract here")
+    sub.add_argument("--json", metavar="FILE", help="write sizes, parity and input contract here")
 
     sub = command("card", "Evaluate and write card.json and card.html into a folder.")
     _judging(sub)

@@ -26,6 +26,8 @@ def folder(tmp_path_factory):
     net.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     net.fit(data.x_train, data.y_train, epochs=3, verbose=0)
     net.save(folder / "net.keras")
+    tr.pruning.prune(net, 0.9)
+    net.save(folder / "pruned.keras")
     masked = tr.models.digits_net(mask=tr.layers.BetaBernoulliMask)
     for mask in tr.layers.masks(masked):
         a = mask.trainable_variables[0]
@@ -98,6 +100,20 @@ def test_export_states_the_input_contract(folder, capsys, tmp_path):
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["input"]["dtype"] == "int8" and written["latency_ms"] > 0
     assert written["bytes"] == (tmp_path / "net.tflite").stat().st_size
+
+
+@pytest.mark.filterwarnings("default:.sparse. does not make")
+def test_export_without_zeros(folder, capsys, tmp_path):
+    words = ["export", folder / "pruned.keras", "-o", tmp_path / "net.tflite"]
+    assert run(*words, "--sparse", "--json", tmp_path / "out.json") == 0
+    printed = capsys.readouterr()
+    assert "float32 sparse" in printed.out and printed.err == ""
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["sparse"] and written["gzip"] < written["bytes"]
+    dense = tr.footprint.measure(keras.saving.load_model(folder / "pruned.keras")).bytes
+    assert written["bytes"] < dense / 2
+    assert run("export", folder / "net.keras", *words[2:], "--sparse") == 0
+    assert "does not make this file smaller" in capsys.readouterr().err
 
 
 def test_card_is_written_whole(folder, capsys, tmp_path):
@@ -236,6 +252,11 @@ BAD = [
     ("shrink target", ["shrink", "masked.keras", "-o", "file/small.keras"], "`--output` must be"),
     ("shrink suffix", ["shrink", "masked.keras", "-o", "small.h5"], "must end in '.keras'"),
     ("masks", ["export", "masked.keras", "-o", "m.tflite"], "tr.shrink.compact"),
+    (
+        "sparse",
+        ["export", "pruned.keras", "-o", "m.tflite", "--quantize", "dynamic", "--sparse"],
+        "--sparse needs --quantize float32, float16 or int8",
+    ),
     ("int8", ["export", "net.keras", "-o", "m.tflite", "--quantize", "int8"], "int8 needs --data"),
 ]
 

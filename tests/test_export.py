@@ -1,6 +1,8 @@
 """A file that ships answers like its source, says how to feed it, appears whole or not at all."""
 
+import gzip
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfrobust import export, files, models, shrink
+from tfrobust import export, files, models, pruning, shrink
 from tfrobust.export import convert, interpreter
 from tfrobust.layers import BetaBernoulliMask, insert_masks, masks
 
@@ -122,12 +124,64 @@ def test_masks_are_refused_by_name_of_the_next_call(tmp_path):
         ({"quantize": "int8"}, "`calibration` must hold training images"),
         ({"calibration": np.zeros((4, 8, 8, 1), np.float32)}, r"shape \(n, 12, 12, 1\)"),
         ({"calibration": np.full((4, 12, 12, 1), 2.0)}, r"`calibration` must lie in \[0, 1\]"),
+        ({"quantize": "dynamic", "sparse": True}, "Take quantize='int8' with calibration"),
     ],
 )
 def test_bad_arguments(arguments, message, net, tmp_path):
     with pytest.raises(ValueError, match=message):
         export.tflite(net, tmp_path / "net.tflite", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sparse_is_a_yes_or_no(net, tmp_path):
+    with pytest.raises(TypeError, match="`sparse` must be True or False. Received: sparse=0.9"):
+        export.tflite(net, tmp_path / "net.tflite", sparse=0.9)
+
+
+def pruned(share):
+    """A net of 9,700 weights, of which the smallest are zero."""
+    keras.utils.set_random_seed(4)
+    image = keras.Input((12, 12, 1))
+    x = layers.Dense(64, activation="relu")(layers.Flatten()(image))
+    net = keras.Model(image, layers.Dense(5)(x))
+    if share:
+        pruning.prune(net, share)
+    return net
+
+
+@pytest.mark.parametrize("quantize", [None, "float16", "int8"])
+def test_a_sparse_file_is_the_plain_one_without_its_zeros(quantize, images, tmp_path):
+    net = pruned(0.9)
+    plain = export.tflite(net, tmp_path / "plain.tflite", quantize, images)
+    sparse = export.tflite(net, tmp_path / "sparse.tflite", quantize, images, sparse=True)
+    assert sparse.sparse and not plain.sparse
+    assert sparse.bytes < {None: 0.3, "float16": 0.4, "int8": 0.6}[quantize] * plain.bytes
+    assert np.array_equal(export.predict(sparse, images), export.predict(plain, images))
+    assert (sparse.parity, sparse.agreement) == (plain.parity, plain.agreement)
+    content = pathlib.Path(sparse.path).read_bytes()
+    assert sparse.bytes == len(content)
+    assert sparse.gzip == len(gzip.compress(content, 6, mtime=1)) and sparse.gzip < plain.bytes / 3
+    assert "sparse" in str(sparse) and f"{sparse.gzip:,} in gzip" in str(sparse)
+    assert all(time > 0 for time in export.latencies([plain, sparse], n=20))
+
+
+def test_a_sparse_file_that_saves_nothing_says_so(images, tmp_path):
+    net = pruned(0.5)
+    with pytest.warns(UserWarning, match="does not make this file smaller") as caught:
+        sparse = export.tflite(net, tmp_path / "half.tflite", "int8", images, sparse=True)
+    plain = export.tflite(net, tmp_path / "half.tflite", "int8", images)
+    text = next(str(w.message) for w in caught if "sparse" in str(w.message))
+    assert sparse.bytes > plain.bytes  # 8-bit places cost as much as 8-bit weights
+    assert f"{sparse.bytes:,} bytes, {plain.bytes:,} without it" in text and "50.0 %" in text
+    with pytest.warns(UserWarning, match="25.0 % .* only kernels with 30 % or more"):
+        export.tflite(pruned(0.25), tmp_path / "quarter.tflite", sparse=True)
+
+
+def test_a_file_that_the_interpreter_refuses_is_named_with_its_reason(images):
+    dynamic = convert._convert(pruned(0.9), (12, 12, 1), "dynamic", None, True)
+    with pytest.raises(ValueError, match="that this interpreter can run.*XNNPack") as caught:
+        export.predict(dynamic, images)
+    assert "\n" not in str(caught.value)
 
 
 def test_narrow_calibration_is_legal_but_unwise(net, images, tmp_path):
@@ -137,17 +191,17 @@ def test_narrow_calibration_is_legal_but_unwise(net, images, tmp_path):
     export.tflite(net, tmp_path / "net.tflite", "int8", 0.02 + 0.95 * images)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-8])
-def test_a_file_that_answers_differently_is_not_written(scale, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("scale", "sparse"), [(1.0, False), (1e-8, False), (1.0, True)])
+def test_a_file_that_answers_differently_is_not_written(scale, sparse, tmp_path, monkeypatch):
     target = tmp_path / "net.tflite"
     target.write_bytes(b"the previous file")
     nets = [small_net(), small_net()]
     for net in nets:  # logits of 1e-8 must not slip through an absolute tolerance
         net.layers[-1].set_weights([scale * w for w in net.layers[-1].get_weights()])
-    other = convert._convert(nets[1], (12, 12, 1), None, None)
+    other = convert._convert(nets[1], (12, 12, 1), None, None, False)
     monkeypatch.setattr(convert, "_convert", lambda *_: other)
     with pytest.raises(ValueError, match="must answer like its Keras source"):
-        export.tflite(nets[0], target)
+        export.tflite(nets[0], target, sparse=sparse)
     assert target.read_bytes() == b"the previous file" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -199,7 +253,7 @@ def test_keras_file_round_trip(net, images, tmp_path):
     saved = export.keras_file(net, tmp_path / "net.keras")
     twin = keras.saving.load_model(saved.path)
     assert np.array_equal(twin(images, training=False), net(images, training=False))
-    assert saved.parity == 0 and saved.format == "keras"
+    assert saved.parity == 0 and saved.format == "keras" and 0 < saved.gzip < 2 * saved.bytes
     masked = models.lenet5_caffe(mask=BetaBernoulliMask, width=0.2)
     assert export.keras_file(masked, tmp_path / "masked.keras").parity <= 1e-6
     with pytest.raises(ValueError, match="must end in '.keras'"):

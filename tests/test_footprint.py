@@ -198,7 +198,9 @@ def test_groups_fused_activation_and_nonzeros():
     kernel = np.ones((3, 3, 2, 8), np.float32)
     kernel[0] = 0
     model.get_layer("g").set_weights([kernel])
-    row = {r.name: r for r in footprint.measure(model).rows}["g"]
+    found = footprint.measure(model)
+    row = found.rows[0]
+    assert f"({found.nonzero} not 0)" in repr(found) and found.nonzero == 96 + 16
     assert row.flops == 8 * (2 * 9 * 2 - 1 + 1)
     assert (row.parameters, row.nonzero) == (144, 96)
 

@@ -37,13 +37,14 @@ def vulnerability():
     return regularizers.Vulnerability(values, 0.085, 0.2, 10)
 
 
-def exported(quantize, scale):
+def exported(quantize, scale, gzip=None, sparse=False):
     ends = {"dtype": quantize or "float32", "shape": [1, 8, 8, 1], "scale": scale}
     point = None if scale is None else -128
     ends = {**ends, "zero_point": point}
     return Exported(
-        "/secret/place/model.tflite", "tflite", quantize, 66_312, 2e-6, 0.995, 256, ends, ends
-    )
+        "/secret/place/model.tflite", "tflite", quantize, 66_312, 2e-6, 0.995, 256, ends, ends,
+        gzip, sparse,
+    )  # fmt: skip
 
 
 CURVE = evaluate.Curve("PGD-20", "linf", (0.0, 0.3, 0.6), (rate(990), rate(900), rate(0)))
@@ -63,7 +64,7 @@ def models(**changes):
                 scores(980, {"APGD-CE": 890, "APGD-T": 884}),
             ],
             footprint=small,
-            files=[exported(None, None), exported("int8", 0.00390625)],
+            files=[exported(None, None, 12_345, True), exported("int8", 0.00390625, 23_456)],
             latency={"tflite int8": 0.052},
             vulnerability=vulnerability(),
             transfer=evaluate.Transfer("int8", "PGD-40", "Keras twin", rate(970), rate(910)),
@@ -158,6 +159,7 @@ def test_costs_files_and_contract(page):
         *("1,370", "221 83.9 % removed", "697 k 6.62 x fewer", "66.3 kB", "52 µs"),
         *("int8 1 x 8 x 8 x 1 scale 0.00390625, zero point -128", "1 min 1 s", "fine-tuned"),
         *("PGD-40 on Keras twin", "steps 7", "V / E|z|"),
+        *("tflite float32 sparse 66,312 12,345 float32 1 x", "tflite int8 66,312 23,456 int8 1 x"),
     ):
         assert piece in text, piece
     assert "secret" not in page
@@ -285,6 +287,8 @@ def test_accuracy_by_class(classes, shown):
 def test_a_card_from_before_these_figures_is_shown_as_it_was(tmp_path):
     values = make().to_dict()
     for part in values["models"].values():
+        for file in part["files"]:
+            del file["gzip"], file["sparse"]
         for found in part["scores"]:
             del found["per_class"]
             for attack in found["attacks"]:
@@ -292,6 +296,7 @@ def test_a_card_from_before_these_figures_is_shown_as_it_was(tmp_path):
                     del attack[key]
     (tmp_path / "card.json").write_text(json.dumps(values))
     text = plain(report.load(tmp_path).html())
+    assert "gzip" not in text and "tflite float32 66,312 float32 1 x" in text
     assert "By class" not in text and "passes an image" not in text and "others" not in text
     assert "PGD-40 Linf(epsilon=0.3) steps 7 plain 0.3 0.1 to 0.9 1,000 images" in text
 
@@ -305,9 +310,20 @@ def test_a_file_is_measured(tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(b"12345")
     found = report.Entry(files=path).to_dict()["files"]
+    assert found[0]["gzip"] == 25 and found[0]["sparse"] is None
     assert found[0]["bytes"] == 5 and found[0]["path"] == "model.keras"
     with pytest.raises(OSError, match="`files` must exist"):
         report.card("x", report.Entry(files=[tmp_path / "none.tflite"]))
+
+
+def test_zeros_are_counted_beside_the_weights():
+    rows = [footprint.Row("logits", "Dense", parameters=5000, nonzero=500)]
+    card = report.card("c", {"m": report.Entry(footprint=footprint.Footprint(rows))})
+    assert "5 k 500 not 0" in plain(card.html())
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table(card))
+    assert "500 not 0" in console.export_text()
+    assert "not 0" not in plain(make().html())
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -81,6 +81,11 @@ def export(args):
             "--quantize int8 needs --data: training images from which it learns the ranges of "
             "activations. Received: no --data"
         )
+    if args.quantize == "dynamic" and args.sparse:
+        raise ValueError(
+            "--sparse needs --quantize float32, float16 or int8 (with --data): sparse 8-bit "
+            "kernels with float arithmetic do not run. Received: --quantize dynamic"
+        )
     model, calibration = _load(args), None
     tr.files.target(args.output, "--output")
     if args.data:
@@ -88,7 +93,7 @@ def export(args):
         rows = np.random.default_rng(0).permutation(len(x))[:CALIBRATION_IMAGES]
         calibration = x[np.sort(rows)]
     quantize = None if args.quantize == "float32" else args.quantize
-    exported = tr.export.tflite(model, args.output, quantize, calibration)
+    exported = tr.export.tflite(model, args.output, quantize, calibration, args.sparse)
     milliseconds = tr.export.latency(exported)
     _say(f"{exported}; {milliseconds:.3g} ms per image on one thread")
     if args.json:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import contract
+from tfrobust.export.result import first_line
 
 
 def predict(source, x):
@@ -48,7 +49,10 @@ def latency(source, n=200):
 
 
 def latencies(sources, n=200):
-    """`latency` of several files, measured in turns so that a drifting machine hurts all alike."""
+    """`latency` of several files, measured in turns so that a drifting machine hurts all alike.
+
+    Sparse files run as well; what they fill up when the interpreter prepares is not timed.
+    """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"`n` must be an integer >= 1. Received: n={n!r}")
     runners = [Runner(source) for source in sources]
@@ -81,8 +85,11 @@ class Runner:
             with quiet():
                 self.interpreter = _interpreter_class()(model_content=content, num_threads=1)
                 self.interpreter.allocate_tensors()
-        except (ValueError, RuntimeError):
-            raise ValueError(f"`source` must be a TensorFlow Lite file. Received: {name}") from None
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                "`source` must be a TensorFlow Lite file that this interpreter can run. "
+                f"Received: {name} ({first_line(error)})"
+            ) from None
         (self.input,), (self.output,) = (
             self.interpreter.get_input_details(),
             self.interpreter.get_output_details(),

@@ -22,6 +22,11 @@ nothing, they fold away. What ships is `measure(tr.shrink.compact(model))`, whic
 constant channel where a mask stands before a batch normalization, and on every branch of a residual
 sum the channels that any of them needs.
 
+Zeros inside live channels save nothing here: a pruned model costs what its shapes cost. Three
+numbers tell what pruning did: the masked fraction (`tr.pruning.sparsity`, kernels alone; `nonzero`
+counts what is left of all parameters), and `parameters` and `flops` after `tr.shrink.compact`,
+which cuts filters that are 0 as a whole.
+
 >>> import keras
 >>> x = keras.Input((28, 28, 1))
 >>> h = keras.layers.Conv2D(20, 5, activation="relu")(x)

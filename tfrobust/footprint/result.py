@@ -15,7 +15,8 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One layer. `units` of `units_total` live; `parameters` and `nonzero` count live weights."""
+    """One layer. `units` of `units_total` live; `parameters` counts the live weights, `nonzero`
+    those of them that are not exactly 0."""
 
     name: str
     kind: str
@@ -46,8 +47,8 @@ class Footprint:
 
     def __repr__(self):
         return (
-            f"Footprint({self.name}: {self.units} units, {self.parameters} parameters, "
-            f"{self.flops} FLOPs, {self.bytes} bytes)"
+            f"Footprint({self.name}: {self.units} units, {self.parameters} parameters "
+            f"({self.nonzero} not 0), {self.flops} FLOPs, {self.bytes} bytes)"
         )
 
     def to_dict(self):
@@ -73,6 +74,7 @@ class Footprint:
         for title, total in (
             ("units", self._live(self)),
             ("parameters", f"{self.parameters:,}"),
+            ("not 0", f"{self.nonzero:,}"),
             ("FLOPs", f"{self.flops:,}"),
             ("MACs", f"{self.macs:,}"),
             ("memory", f"{self.memory:,}"),
@@ -82,7 +84,7 @@ class Footprint:
             if row.flops or row.parameters or row.units_total:
                 table.add_row(
                     *(row.name, row.kind, self._live(row), f"{row.parameters:,}"),
-                    *(f"{row.flops:,}", f"{row.macs:,}", f"{row.memory:,}"),
+                    *(f"{row.nonzero:,}", f"{row.flops:,}", f"{row.macs:,}", f"{row.memory:,}"),
                 )
         return table
 

@@ -6,12 +6,14 @@ import os
 
 import numpy as np
 
+from tfrobust import files
 from tfrobust.evaluate import FAMILIES, Curve, Scores, Transfer
 from tfrobust.footprint import Footprint
 from tfrobust.regularizers import Vulnerability
 
 ZERO = 1e-8  # a vulnerability up to here counts as exactly zero
 BINS = 36
+UNKNOWN = ("quantize", "parity", "agreement", "images", "input", "output", "sparse")
 
 
 @dataclasses.dataclass
@@ -111,8 +113,9 @@ def _file(file):
     except OSError as error:
         raise OSError(f"`files` must exist. Received: {path} ({error.strerror})") from error
     suffix = os.path.splitext(path)[1].lstrip(".")
-    unknown = dict.fromkeys(("quantize", "parity", "agreement", "images", "input", "output"))
-    return {"path": os.path.basename(path), "format": suffix, "bytes": size, **unknown}
+    unknown = dict.fromkeys(UNKNOWN)
+    named = {"path": os.path.basename(path), "format": suffix, "bytes": size}
+    return {**named, **unknown, "gzip": files.gzipped(path)}
 
 
 def _vulnerability(found):

@@ -5,7 +5,7 @@ import pathlib
 
 from tfrobust.evaluate import FAMILIES, AttackScore
 from tfrobust.report import plots
-from tfrobust.report.terminal import grouped, kind, latency, number, others, size
+from tfrobust.report.terminal import grouped, kind, latency, number, others, size, sparse
 
 TEMPLATES = pathlib.Path(__file__).resolve().parent.parent / "templates"
 
@@ -29,6 +29,7 @@ def _environment():
             "duration": duration,
             "share": share,
             "latency": latency,
+            "sparse": sparse,
         }
     )
     return found
@@ -80,6 +81,7 @@ def render(values):
             models=models,
             families=FAMILIES,
             pictures=pictures,
+            zipped=any(file.get("gzip") for part in models.values() for file in part["files"]),
             files=[(name, file) for name, part in models.items() for file in part["files"]],
             transfers=[(name, t) for name, part in models.items() for t in part["transfer"]],
             moved={n: p["vulnerability"] for n, p in models.items() if p["vulnerability"]},

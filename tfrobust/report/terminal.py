@@ -38,14 +38,23 @@ def latency(milliseconds):
 
 
 def kind(file):
-    """What a file is called in a table: "tflite int8", "keras".
+    """What a file is called in a table: "tflite int8 sparse", "keras".
 
     >>> kind({"path": "m.tflite", "format": "tflite", "quantize": None, "input": {}})
     'tflite float32'
     """
     if file["format"] != "tflite" or file["input"] is None:
         return file["format"] or file["path"]
-    return f"tflite {file['quantize'] or 'float32'}"
+    return f"tflite {file['quantize'] or 'float32'}{' sparse' if file.get('sparse') else ''}"
+
+
+def sparse(footprint):
+    """Whether at least one parameter in a hundred is exactly 0: fresh biases alone are fewer.
+
+    >>> sparse({"parameters": 1000, "nonzero": 990}), sparse({"parameters": 1000, "nonzero": 991})
+    (True, False)
+    """
+    return footprint["nonzero"] <= 0.99 * footprint["parameters"]
 
 
 def grouped(models):
@@ -152,6 +161,8 @@ class Table:
             units.append(f"{found['units']:,}" if found else "-")
             weights.append(number(found["parameters"]) if found else "-")
             flops.append(number(found["flops"]) if found else "-")
+            if found and sparse(found):
+                weights[-1] += f"\n{number(found['nonzero'])} not 0"
             if gain and gain > 1.005:
                 flops[-1] += f"\n{gain:.2f} x less"
             disk = [f"{_short(kind(file))} {size(file['bytes'])}" for file in part["files"]]
