@@ -159,7 +159,10 @@ def test_costs_files_and_contract(page):
         *("1,370", "221 83.9 % removed", "697 k 6.62 x fewer", "66.3 kB", "52 µs"),
         *("int8 1 x 8 x 8 x 1 scale 0.00390625, zero point -128", "1 min 1 s", "fine-tuned"),
         *("PGD-40 on Keras twin", "steps 7", "V / E|z|"),
-        *("tflite float32 sparse 66,312 12,345 float32 1 x", "tflite int8 66,312 23,456 int8 1 x"),
+        *(
+            "tflite float32 sparse 66,312 12,345 in gzip float32 1 x",
+            "tflite int8 66,312 23,456 in gzip int8 1 x",
+        ),
     ):
         assert piece in text, piece
     assert "secret" not in page
