@@ -47,13 +47,12 @@ def entry(net, label, scene, data, args, folder, told):
 
 def add_files(entry, net, label, data, args, folder):
     """Exports `net` and times the TensorFlow Lite files beside that of the start."""
-    calibration = data.x_train[:500]
+    sparse = pruning_stages.zeros(net) > 0.8  # below, sparse int8 files are the larger ones
+    options = {"calibration": data.x_train[:500], "sparse": sparse}
     entry.files = [
         tr.export.keras_file(net, folder / f"model_{label}.keras"),
-        tr.export.tflite(net, folder / f"model_{label}.tflite", calibration=calibration),
-        tr.export.tflite(
-            net, folder / f"model_{label}_int8.tflite", quantize="int8", calibration=calibration
-        ),
+        tr.export.tflite(net, folder / f"model_{label}.tflite", **options),
+        tr.export.tflite(net, folder / f"model_{label}_int8.tflite", quantize="int8", **options),
     ]
     start = args.work / f"{args.data}_start.tflite"
     if not start.exists():

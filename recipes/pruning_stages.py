@@ -28,6 +28,7 @@ class Setting:
     training: tr.attacks.PGD
     judge_step: float
     glance: tr.attacks.PGD  # the attack of the curve
+    beta: float = 1.0  # of TRADES
     note: str = ""  # what a reader must know of the data
 
     def judge(self, smoke):
@@ -44,7 +45,7 @@ class Setting:
         return tr.attacks.AutoAttack(self.threat)
 
 
-def setting(title, epsilon, train_steps, train_step, judge_step, glance_step, note=""):
+def setting(title, epsilon, train_steps, train_step, judge_step, glance_step, beta, note=""):
     threat = tr.threats.Linf(epsilon)
     return Setting(
         title,
@@ -52,14 +53,15 @@ def setting(title, epsilon, train_steps, train_step, judge_step, glance_step, no
         tr.attacks.PGD(threat, steps=train_steps, step_size=train_step),
         judge_step,
         tr.attacks.PGD(threat, steps=20, step_size=glance_step),
+        beta,
         note,
     )
 
 
 SETTINGS = {
-    "mnist": setting("MNIST", 0.3, 7, 0.075, 0.01, 0.03),
+    "mnist": setting("MNIST", 0.3, 7, 0.075, 0.01, 0.03, 1.0),
     "cifar10": setting(
-        "CIFAR-10", 8 / 255, 7, 2 / 255, 2 / 255, 2 / 255, "; JPEG re-encoded images"
+        "CIFAR-10", 8 / 255, 7, 2 / 255, 2 / 255, 2 / 255, 6.0, "; JPEG re-encoded images"
     ),
 }
 
@@ -156,11 +158,13 @@ def looker(scene, data, count):
 
 
 def player(net, mode, scene, data, rate, seed, labels=None, epsilon=None):
-    """What `fit` is called on: a game for "robust", the net itself for "nat"."""
+    """What `fit` is called on: a game for "robust" and "trades", the net itself for "nat"."""
     kinds = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
     loss = kinds[labels is not None](from_logits=True)
     game = net
-    if mode != "nat":
+    if mode == "trades":
+        game = tr.training.TRADES(net, scene.threat, beta=scene.beta, seed=seed)
+    elif mode != "nat":
         game = tr.training.AdversarialTraining(net, scene.training, epsilon=epsilon, seed=seed)
     game.compile(keras.optimizers.Adam(rate), loss=loss)
     y = data.y_train if labels is None else labels

@@ -13,8 +13,8 @@ from recipes.results import ROOT, rate
 
 DATA = {"mnist": "MNIST, Linf 0.3, LeNet-5-Caffe", "cifar10": "CIFAR-10, Linf 8/255, CIFAR-large"}
 KINDS = {"weights": "single weights", "filters": "whole filters"}
-MODES = {"none": "None", "nat": "Nat", "robust": "Robust"}
-INKS = {"none": "#8c8c8c", "nat": "#d1662b", "robust": "#20639b"}
+MODES = {"none": "None", "nat": "Nat", "robust": "Robust", "trades": "TRADES"}
+INKS = {"none": "#8c8c8c", "nat": "#d1662b", "robust": "#20639b", "trades": "#3c8c5a"}
 START = "before pruning"
 
 

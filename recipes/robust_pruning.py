@@ -1,7 +1,8 @@
 """Robust pruning: a robust net, pruned step by step with fine-tuning, and what each step cost.
 
 Paper: Sehwag et al., 2019 (arXiv 1906.06110): 40 updates of 2.5 %, then fine-tuning with
-"robust" (the loss of the pre-training, PGD adversarial training), "nat" (cross-entropy) or "none".
+"robust" (the loss of the pre-training, PGD adversarial training), "nat" (cross-entropy) or "none";
+"trades" takes the loss of Zhang et al. (2019) instead.
 One run walks the whole curve; the nets at `--ratios` are fine-tuned once more at a falling rate
 ("settled"), judged by PGD-40 x 5 and AutoAttack on the first 1,000 test images, and put on a card.
 "scratch" trains the architectures that the robust run of the same seed left behind from random
@@ -20,7 +21,7 @@ import tfrobust as tr
 from recipes import mnist, pruning_stages
 from recipes import pruning_judge as judge
 
-MODES = ("none", "nat", "robust", "scratch")
+MODES = ("none", "nat", "robust", "trades", "scratch")
 
 
 def options():
