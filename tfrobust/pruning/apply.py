@@ -3,9 +3,10 @@
 from tfrobust.pruning.constraint import detach, optimizers_of
 from tfrobust.pruning.figures import classifier_of
 from tfrobust.pruning.places import checked
-from tfrobust.pruning.pruner import Pruner, Settings
+from tfrobust.pruning.pruner import Pruner
 from tfrobust.pruning.schedule import fraction as checked_fraction
 from tfrobust.pruning.select import amount
+from tfrobust.pruning.settings import Settings
 
 
 def _hold(model, settings):

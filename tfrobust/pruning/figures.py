@@ -30,10 +30,13 @@ class Report:
     Attributes:
         rows: Tuple of `Row`, the kernels that can be pruned.
         left: Tuple of (name, reason): kernels that stay as they are.
+        groups: Tuple of tuples of names: layers whose filters are summed and go together
+            (`residual="shared"`).
     """
 
     rows: tuple
     left: tuple = ()
+    groups: tuple = ()
 
     @property
     def pruned(self):
@@ -53,7 +56,8 @@ class Report:
         rows = [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in self.rows]
         left = [list(pair) for pair in self.left]
         totals = {"pruned": self.pruned, "total": self.total, "sparsity": self.sparsity}
-        return {**totals, "rows": rows, "left": left}
+        groups = [list(names) for names in self.groups]
+        return {**totals, "rows": rows, "left": left, "groups": groups}
 
     def __str__(self):
         parts = [f"{row.name} {100 * row.sparsity:.1f} %" for row in self.rows]

@@ -3,7 +3,8 @@ the BatchNormalization behind it.
 
 A filter of zeros whose normalization lives on is a constant, not nothing. `followers` walks from a
 layer to the layers that read it, through everything that treats channels alone. Where channels of
-several layers are summed, no single filter can go: such a layer keeps its filters, and says why.
+several layers are summed, no single filter can go: such a layer keeps its filters, and says why,
+unless the caller collects what meets in sums (`streams` does, to prune these filters together).
 
 How a layer hands channels on is `passes`, dispatched on its class; register one of your own:
 
@@ -11,6 +12,7 @@ How a layer hands channels on is `passes`, dispatched on its class; register one
 """
 
 import functools
+import typing
 
 import keras
 import numpy as np
@@ -26,31 +28,47 @@ class Stays(Exception):
     """Why the filters of a layer cannot be pruned as a whole."""
 
 
+class Meeting(typing.NamedTuple):
+    """Channels of a layer that arrive at a sum: operand, filters, and whether they can be zero."""
+
+    node: graph.Node
+    tensor: keras.KerasTensor
+    source: np.ndarray
+    zero: bool
+
+
 class Trail:
     """Channels of one tensor on the way from a filter to its readers.
 
     Attributes:
         source: Integers `(channels,)`: the filter that a channel comes from, -1 for none.
         zero: Whether a pruned filter is exactly zero here, not just a constant.
-        silenced: List of pairs (variable, source) met on the way.
+        silenced: List of pairs (variable, source) met on the way; None: nothing may be silenced,
+            and the next sum is the end.
+        met: List of `Meeting`s so far; None: channels that are summed must stay.
     """
 
-    def __init__(self, source, zero, silenced):
-        self.source, self.zero, self.silenced = source, zero, silenced
+    def __init__(self, source, zero, silenced, met=None):
+        self.source, self.zero, self.silenced, self.met = source, zero, silenced, met
 
-    def on(self, source=None, zero=True):
-        return Trail(self.source if source is None else source, self.zero and zero, self.silenced)
+    def on(self, source=None, zero=None):
+        """The same with another source; `zero=False` where a zero does not stay one."""
+        source = self.source if source is None else source
+        return Trail(source, self.zero if zero is None else zero, self.silenced, self.met)
 
     def silence(self, *variables):
+        if self.silenced is None:
+            raise Stays("there is no filter to silence with")
         self.silenced += [(v, self.source) for v in variables if isinstance(v, keras.Variable)]
 
 
-def followers(walked, node):
+def followers(walked, node, met=None):
     """The vectors that go with the filters of a layer.
 
     Args:
         walked: `graph.Graph`.
         node: The `graph.Node` of a layer with a kernel.
+        met: A list to add a `Meeting` to at every sum on the way; without it no sum is passed.
 
     Returns:
         Tuple of pairs (variable, source).
@@ -58,16 +76,17 @@ def followers(walked, node):
     Raises:
         Stays: the filters of this layer cannot go; the text is the reason.
     """
-    trail = Trail(np.arange(node.outputs[0].shape[-1]), True, [])
+    trail = Trail(np.arange(node.outputs[0].shape[-1]), True, [], met)
     trail.silence(getattr(node.layer, "bias", None))
     function = graph.fused_activation(node.layer)
     if function is not None:
         trail = _activated(trail, function, node)
-    _walk(walked, node.outputs[0], trail)
+    trace(walked, node.outputs[0], trail)
     return tuple(trail.silenced)
 
 
-def _walk(walked, tensor, trail):
+def trace(walked, tensor, trail):
+    """Follows the channels of a tensor to everything that reads them; raises `Stays`."""
     if any(tensor is output for output in walked.outputs):
         raise Stays("it makes the logits")
     for node in walked.consumers(tensor):
@@ -75,7 +94,7 @@ def _walk(walked, tensor, trail):
             raise Stays(f"'{node.name}' takes it twice")
         following = graph.dispatch(passes, node.layer)(node.layer, node, tensor, trail)
         if following is not None:
-            _walk(walked, node.outputs[0], following)
+            trace(walked, node.outputs[0], following)
 
 
 @functools.singledispatch
@@ -86,6 +105,19 @@ def passes(layer, node, tensor, trail):
         Stays: the channels do not go on one by one.
     """
     raise Stays(f"'{node.name}' ({type(layer).__name__}) joins its channels with others")
+
+
+_JOINS = passes.dispatch(object)
+
+
+def _summed(layer, node, tensor, trail):
+    """What is zero in all operands is zero behind: Add, Subtract, Average, extremes."""
+    operands = [t for t in node.inputs if t.shape[-1] == node.outputs[0].shape[-1]]
+    if trail.met is None or len(operands) < 2 or len(operands) < len(node.inputs):
+        _JOINS(layer, node, tensor, trail)
+    known = any(m.node is node and np.array_equal(m.source, trail.source) for m in trail.met)
+    trail.met.append(Meeting(node, tensor, trail.source, trail.zero))
+    return None if known or trail.silenced is None else trail
 
 
 def _register(kinds, function):
@@ -111,7 +143,9 @@ def _activated(trail, function, node):
     if function in (keras.activations.softmax, keras.activations.log_softmax):
         raise Stays(f"'{node.name}' applies a softmax")
     at_zero = function(keras.ops.zeros((1, 1)))
-    return trail.on(zero=not np.asarray(keras.ops.convert_to_numpy(at_zero)).any())
+    return (
+        trail if not np.asarray(keras.ops.convert_to_numpy(at_zero)).any() else trail.on(zero=False)
+    )
 
 
 def _flat(layer, node, tensor, trail):
@@ -158,6 +192,8 @@ for _rank in "123":
     for _name in """MaxPooling{}D AveragePooling{}D GlobalMaxPooling{}D GlobalAveragePooling{}D
         ZeroPadding{}D Cropping{}D UpSampling{}D SpatialDropout{}D""".split():
         passes.register(getattr(layers, _name.format(_rank)), _alone)
+_SUMS = "Add Subtract Average Maximum Minimum"
+_register(graph.operations(layers, _SUMS) + graph.operations(numpy, _SUMS), _summed)
 _register((layers.Multiply, *graph.operations(numpy, "Multiply")), _multiply)
 _register((layers.Concatenate, *graph.operations(numpy, "Concatenate")), _concatenate)
 _register((layers.Flatten,), _flat)
@@ -187,7 +223,7 @@ _register(graph.operations(numpy, "Pad"), _padded)
 
 @passes.register
 def _(layer: layers.Rescaling, node, tensor, trail):
-    return trail.on(zero=not np.any(layer.offset))
+    return trail.on(zero=False) if np.any(layer.offset) else trail
 
 
 @passes.register
@@ -197,7 +233,7 @@ def _(layer: layers.BatchNormalization, node, tensor, trail):
     trail.silence(layer.gamma, layer.beta)
     if layer.gamma is None and trail.zero:
         trail.silence(layer.moving_mean)  # nothing else shuts it; fed with zeros, it stays
-    return Trail(trail.source, trail.zero or layer.gamma is not None, trail.silenced)
+    return trail.on(zero=trail.zero or layer.gamma is not None)
 
 
 @passes.register(layers.DepthwiseConv1D)

@@ -10,8 +10,9 @@ from tfrobust.pruning.borrowed import adapted, refuse
 from tfrobust.pruning.constraint import optimizers_of
 from tfrobust.pruning.figures import classifier_of
 from tfrobust.pruning.places import checked
-from tfrobust.pruning.pruner import Pruner, Settings
+from tfrobust.pruning.pruner import Pruner
 from tfrobust.pruning.schedule import Keep, Threshold
+from tfrobust.pruning.settings import Settings
 
 
 class MagnitudePruning(keras.callbacks.Callback):
@@ -27,9 +28,11 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     With `structured="filters"` whole filters of convolutions and neurons of Dense layers go, by the
     sum of |w|, with their bias and the gamma and beta of the BatchNormalization behind them:
-    `tr.shrink.compact` then cuts them out exactly. Layers that make the logits, or whose channels
-    are summed with others (residual streams), keep their filters. The fraction is that of zeroed
-    weights in the layers that are pruned.
+    `tr.shrink.compact` then cuts them out exactly. Layers that make the logits keep their filters.
+    So do those whose channels are summed with others (residual streams), unless
+    `residual="shared"`: then the filters that are summed in one channel go together, from all the
+    layers of the stream at once, and what is summed with anything that stays, stays. The fraction
+    is that of zeroed weights in the layers that are pruned.
 
     Inside a game of `tr.training` it prunes the classifier. It counts train steps (epochs) from 0,
     and an update at step s happens before that step; with `steps_per_execution` before the next
@@ -52,6 +55,10 @@ class MagnitudePruning(keras.callbacks.Callback):
         min_filters: Integer >= 1, filters that every layer keeps; a warning tells when that binds.
         rule: None, or a callable `(kernel, layer)` that returns scores >= 0 of the kernel's shape
             (NumPy); the lowest go. Default: |w|.
+        residual: "inside" (only filters inside of residual blocks go) or "shared" (those of the
+            streams as well, whole channels at a time: a channel is scored by the sum over its
+            filters in all layers; for "layer" the fraction is that of the stream's channels). For
+            filters only; `report()` lists the layers that go together in `groups`.
 
     Raises:
         TypeError, ValueError: An argument that cannot work, among them a tfmot schedule that never
@@ -90,9 +97,10 @@ class MagnitudePruning(keras.callbacks.Callback):
         normalise="none",
         min_filters=1,
         rule=None,
+        residual="inside",
     ):
         super().__init__()
-        self.settings = Settings(structured, scope, exclude, normalise, min_filters, rule)
+        self.settings = Settings(structured, scope, exclude, normalise, min_filters, rule, residual)
         self.schedule = adapted(schedule)
         self._keeps = isinstance(schedule, Keep)
         if self.settings.run and self.schedule.final is not None:

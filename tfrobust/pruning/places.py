@@ -10,6 +10,7 @@ from keras import layers
 
 from tfrobust import graph
 from tfrobust.pruning.follow import Stays, followers
+from tfrobust.pruning.streams import tie
 
 
 @dataclasses.dataclass(eq=False)
@@ -23,6 +24,8 @@ class Place:
         silenced: Pairs (variable, source): a vector that belongs to the filters, and for each of
             its entries the filter that it goes with (-1: none).
         stays: Why its filters cannot be pruned, or "".
+        group: Number of the group of places whose filters go together (`streams`).
+        units: For each filter the unit of its group that it belongs to; None: each by itself.
     """
 
     name: str
@@ -30,6 +33,8 @@ class Place:
     kernel: Any
     silenced: tuple = ()
     stays: str = ""
+    group: int = -1
+    units: Any = None
 
     @property
     def filters(self):
@@ -93,7 +98,7 @@ def kernels(model):
     return found, walked
 
 
-def prunable(model, exclude=(), filters=False):
+def prunable(model, exclude=(), filters=False, shared=False):
     """The places of a model that a callback prunes.
 
     Args:
@@ -101,6 +106,7 @@ def prunable(model, exclude=(), filters=False):
         exclude: Names of layers, "first", "last", a predicate of a layer, or a list of these.
         filters: Whether whole filters go: then only layers whose filters can go as a whole, with
             what goes with them in `silenced`.
+        shared: Whether filters whose channels are summed go together, instead of staying.
 
     Returns:
         `(places, left)`: two lists of `Place`; `left` were kernels too, each with its reason.
@@ -116,10 +122,7 @@ def prunable(model, exclude=(), filters=False):
             place.stays = "it is frozen"
     _exclude(found, exclude)
     if filters:
-        nodes = {id(node.layer): node for node in walked.nodes}
-        for place in found:
-            if not place.stays:
-                _follow(place, walked, nodes.get(id(place.layer)))
+        follow(found, walked, shared)
     chosen = [place for place in found if not place.stays]
     if not chosen:
         reasons = "; ".join(f"'{p.name}': {p.stays}" for p in found) or "no Conv or Dense layer"
@@ -129,16 +132,26 @@ def prunable(model, exclude=(), filters=False):
     return chosen, [place for place in found if place.stays]
 
 
-def _follow(place, walked, node):
-    if node is None:
-        place.stays = "it is part of another layer"
-    elif isinstance(place.layer, _TRANSPOSED):
-        place.stays = "it is a transposed convolution"
-    else:
-        try:
-            place.silenced = followers(walked, node)
-        except Stays as reason:
-            place.stays = str(reason)
+def follow(found, walked, shared):
+    """Fills in what goes with the filters of places, and which of them stay, and why."""
+    nodes, fit = {id(node.layer): node for node in walked.nodes}, {}
+    for place in found:
+        node = nodes.get(id(place.layer))
+        if node is None:
+            place.stays = place.stays or "it is part of another layer"
+        elif isinstance(place.layer, _TRANSPOSED):
+            place.stays = place.stays or "it is a transposed convolution"
+        else:
+            fit[id(place)] = node
+    if shared:
+        tie(found, walked, fit)
+        return
+    for place in found:
+        if not place.stays:
+            try:
+                place.silenced = followers(walked, fit[id(place)])
+            except Stays as reason:
+                place.stays = str(reason)
 
 
 def _exclude(found, exclude):

@@ -11,71 +11,7 @@ import numpy as np
 from tfrobust.pruning import select
 from tfrobust.pruning.constraint import attach, constraint_of, numpy, retrace, slots
 from tfrobust.pruning.figures import Report, row
-from tfrobust.pruning.follow import Stays, followers
-from tfrobust.pruning.places import input_axis, kernels, prunable
-from tfrobust.pruning.schedule import whole_number
-
-SCOPES, NORMALISE = ("layer", "global"), ("none", "fan_in")
-
-
-def magnitude(kernel, layer):
-    """The default rule: |w|. A filter weighs the sum of its entries, its l1 norm."""
-    return np.abs(kernel)
-
-
-class Settings:
-    """What is pruned, checked: see `tr.pruning.MagnitudePruning` for the arguments."""
-
-    def __init__(
-        self, structured=None, scope=None, exclude=(), normalise="none", min_filters=1, rule=None
-    ):
-        self.structured, self.run = structured, None
-        if structured not in (None, "filters"):
-            try:
-                count, size = (whole_number("structured", v, 1) for v in structured)
-                legal = count < size
-            except (TypeError, ValueError):
-                legal = False
-            if not legal:
-                raise ValueError(
-                    '`structured` must be None, "filters" or (m, n), m zeros in each n input '
-                    f"channels with 0 < m < n. Received: structured={structured!r}"
-                )
-            self.structured, self.run = "runs", (count, size)
-        if scope is None:
-            scope = "global" if structured == "filters" else "layer"
-        if scope not in SCOPES:
-            raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={scope!r}")
-        if self.run and scope != "layer":
-            raise ValueError(
-                f'`scope` must be "layer" for m:n sparsity, which ranks within each run. '
-                f"Received: scope={scope!r}"
-            )
-        if normalise not in NORMALISE or (normalise != "none" and structured != "filters"):
-            raise ValueError(
-                f'`normalise` must be one of {NORMALISE}, and is for structured="filters" only. '
-                f"Received: normalise={normalise!r}"
-            )
-        if rule is not None and not callable(rule):
-            raise TypeError(f"`rule` must be a callable (kernel, layer). Received: {rule!r}")
-        self.scope, self.exclude, self.normalise = scope, exclude, normalise
-        self.min_filters = whole_number("min_filters", min_filters, 1)
-        self.rule = rule or magnitude
-
-    @property
-    def filters(self):
-        return self.structured == "filters"
-
-    def to_dict(self):
-        exclude = [self.exclude] if callable(self.exclude) else list(self.exclude)
-        return {
-            "structured": list(self.run) if self.run else self.structured,
-            "scope": self.scope,
-            "exclude": [getattr(e, "__name__", str(e)) for e in exclude],
-            "normalise": self.normalise,
-            "min_filters": self.min_filters,
-            "rule": getattr(self.rule, "__name__", type(self.rule).__name__),
-        }
+from tfrobust.pruning.places import follow, input_axis, kernels, prunable
 
 
 class Pruner:
@@ -91,7 +27,10 @@ class Pruner:
         if settings is None:
             self.places, self.left = _everything(model), []
         else:
-            self.places, self.left = prunable(model, settings.exclude, settings.filters)
+            self.places, self.left = prunable(
+                model, settings.exclude, settings.filters, settings.shared
+            )
+        self._groups = _grouped(self.places)
         self._sources = {}  # id of a vector -> [(number of the place, source)]
         self.variables = [place.kernel for place in self.places]
         for number, place in enumerate(self.places):
@@ -146,15 +85,14 @@ class Pruner:
             ]
             masks = [m & ~c for m, c in zip(masks, chosen, strict=True)]
         else:
-            chosen, bound = self._ranked(scores, count)
-            masks = [
-                m & ~(c if self.settings.filters else c.reshape(m.shape))
-                for m, c in zip(masks, chosen, strict=True)
-            ]
+            chosen, bound = (self._filters if self.settings.filters else self._entries)(
+                scores, count
+            )
+            masks = [m & ~c for m, c in zip(masks, chosen, strict=True)]
         self.masks = masks + self._silenced(masks)
         if bound and self.settings.filters and not self._warned:
             self._warned = True
-            names = [self.places[number].name for number in bound]
+            names = [_said([self.places[n].name for n in self._groups[g][0]]) for g in bound]
             warnings.warn(
                 f"`min_filters`={self.settings.min_filters} keeps filters in {names} that would "
                 f"have gone: other layers give more, if they can ({100 * self.sparsity:.1f} % of "
@@ -174,24 +112,73 @@ class Pruner:
             return np.where(mask, scores, select.DEAD)
         axes = tuple(range(kernel.ndim - 1))
         totals = scores.sum(axis=axes, dtype=np.float64)
-        if self.settings.normalise == "fan_in":
-            totals /= kernel.size / kernel.shape[-1]
         return np.where(mask.any(axis=axes), totals, select.DEAD)
 
-    def _ranked(self, scores, count):
+    def _entries(self, scores, count):
+        """For each place bool of its kernel's shape: the entries that go."""
         flat = [s.reshape(-1) for s in scores]
-        spare = self.settings.min_filters if self.settings.filters else 1
         if self.settings.scope == "layer":
             kernels = [numpy(place.kernel) for place in self.places]
             counts = [count(len(s), k) for s, k in zip(flat, kernels, strict=True)]
-            return select.by_layer(flat, counts, spare)
-        sizes = [p.size // len(s) for p, s in zip(self.places, flat, strict=True)]
-        need = count(sum(place.size for place in self.places))
-        return select.together(flat, sizes, need, spare)
+            chosen, bound = select.by_layer(flat, counts)
+        else:
+            chosen, bound = select.together(flat, [1] * len(flat), count(sum(map(len, flat))))
+        return [c.reshape(s.shape) for c, s in zip(chosen, scores, strict=True)], bound
+
+    def _filters(self, scores, count):
+        """For each place bool `(filters,)`: those that go, each with its whole unit.
+
+        A unit weighs what its filters weigh together, and every layer of a group keeps its best
+        `min_filters` filters, by the weight of their units.
+        """
+        weighed = [self._weighed(scores, *group) for group in self._groups]
+        ranked, sizes, safe = (list(part) for part in zip(*weighed, strict=True))
+        if self.settings.scope == "layer":
+            chosen, bound = [np.zeros(len(score), bool) for score in ranked], set()
+            for number, (_, units, total) in enumerate(self._groups):
+                # Units that stand in the same layers: then the fraction holds in each layer.
+                for part in _alike(units, total):
+                    gone, over = select.by_layer(
+                        [ranked[number][part]], [count(len(part))], safe=[safe[number][part]]
+                    )
+                    chosen[number][part] = gone[0]
+                    bound |= {number} if over else set()
+        else:
+            need = count(sum(place.size for place in self.places))
+            chosen, bound = select.together(ranked, sizes, need, safe=safe)
+        result = [None] * len(self.places)
+        for (numbers, units, _), gone in zip(self._groups, chosen, strict=True):
+            for number, unit in zip(numbers, units, strict=True):
+                result[number] = gone[unit]
+        return result, sorted(bound)
+
+    def _weighed(self, scores, numbers, units, total):
+        """Score, weights and safety of each unit of a group."""
+        score, size, alive = np.zeros(total), np.zeros(total, int), np.zeros(total, bool)
+        for number, unit in zip(numbers, units, strict=True):
+            place = self.places[number]
+            np.add.at(score, unit, np.maximum(scores[number], 0.0))
+            np.add.at(size, unit, place.size // place.filters)
+            np.logical_or.at(alive, unit, scores[number] != select.DEAD)
+        if self.settings.normalise == "fan_in":
+            score /= size
+        score = np.where(alive, score, select.DEAD)
+        safe = np.zeros(total, bool)
+        for unit in units:
+            own = np.unique(unit)
+            low = select.smallest(score[own], len(own) - self.settings.min_filters)
+            safe[own[~low]] = True
+        return score, size, safe & alive
 
     def _silenced(self, masks):
         """Masks of the vectors that go with whole filters."""
         alive = [m.reshape(-1, m.shape[-1]).any(axis=0) for m in masks]
+        for numbers, units, total in self._groups:
+            some = np.zeros(total, bool)  # a summed channel lives as long as one of its filters
+            for number, unit in zip(numbers, units, strict=True):
+                np.logical_or.at(some, unit, alive[number])
+            for number, unit in zip(numbers, units, strict=True):
+                alive[number] = some[unit]
         result = []
         for variable in self.variables[len(self.places) :]:
             mask = np.ones(variable.shape, bool)
@@ -225,7 +212,9 @@ class Pruner:
     def report(self):
         masks = self.masks
         rows = [row(p.name, m) for p, m in zip(self.places, masks, strict=False)]
-        return Report(tuple(rows), tuple((p.name, p.stays) for p in self.left))
+        left = tuple((p.name, p.stays) for p in self.left)
+        groups = [tuple(self.places[n].name for n in numbers) for numbers, *_ in self._groups]
+        return Report(tuple(rows), left, tuple(group for group in groups if len(group) > 1))
 
     def _measure(self):
         self.sparsity = self.report().sparsity
@@ -234,13 +223,38 @@ class Pruner:
 def _everything(model):
     """All kernels, with the vectors that would go with their filters."""
     found, walked = kernels(model)
-    nodes = {id(node.layer): node for node in walked.nodes} if walked else {}
-    for place in found:
-        with contextlib.suppress(Stays, KeyError):
-            place.silenced = followers(walked, nodes[id(place.layer)])
     if not found:
         raise ValueError(
             "`model` must have kernels to prune. "
             f"Received: model '{getattr(model, 'name', model)}' (no Conv or Dense layer)"
         )
+    if walked is not None:
+        follow(found, walked, shared=True)
     return found
+
+
+def _grouped(places):
+    """`(numbers of places, for each the units of its filters, number of units)` of each group."""
+    members = {}
+    for number, place in enumerate(places):
+        key = ("alone", number) if place.units is None else place.group
+        members.setdefault(key, []).append(number)
+    found = []
+    for numbers in members.values():
+        units = [places[n].units for n in numbers]
+        if units[0] is None:
+            units = [np.arange(places[numbers[0]].filters)]
+        found.append((numbers, units, int(max(unit.max() for unit in units)) + 1))
+    return found
+
+
+def _alike(units, total):
+    """Indices of units with filters in the same places, for each such set of places."""
+    member = np.stack([np.isin(np.arange(total), unit) for unit in units], axis=1)
+    kinds = np.unique(member, axis=0, return_inverse=True)[1].reshape(-1)
+    return [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
+
+
+def _said(names):
+    more = len(names) - 1
+    return f"{names[0]} and {more} that share its channels" if more else names[0]

@@ -38,13 +38,14 @@ def smallest(scores, count):
     return chosen
 
 
-def by_layer(scores, counts, spare=1):
+def by_layer(scores, counts, spare=1, safe=None):
     """Each layer by itself: `counts[l]` units of layer l, all but `spare` of them at most.
 
     Args:
         scores: List of float arrays `(units,)`, -1 where a unit is masked already.
         counts: List of integers.
         spare: Integer, units that every layer keeps.
+        safe: Which units these are, a list of bool arrays; None: the best of each layer.
 
     Returns:
         `(chosen, bound)`: a list of bool arrays, and the indices of layers where `spare` kept a
@@ -53,34 +54,44 @@ def by_layer(scores, counts, spare=1):
     chosen, bound = [], []
     for number, (score, count) in enumerate(zip(scores, counts, strict=True)):
         dead = int((score == DEAD).sum())
-        allowed = max(dead, min(count, len(score) - spare))
-        chosen.append(smallest(score, allowed))
+        most = len(score) - spare if safe is None else int((~safe[number]).sum())
+        allowed = max(dead, min(count, most))
+        ranked = score if safe is None else np.where(safe[number], np.inf, score)
+        chosen.append(smallest(ranked, allowed))
         if allowed < count:
             bound.append(number)
     return chosen, bound
 
 
-def together(scores, sizes, need, spare=1):
+def together(scores, sizes, need, spare=1, safe=None):
     """All layers in one ranking, until `need` weights go; results as those of `by_layer`.
 
     Args:
         scores: List of float arrays `(units,)`, -1 where a unit is masked already.
-        sizes: List of integers, weights of one unit of each layer.
+        sizes: For each layer, weights of one unit: an integer, or integers `(units,)`.
         need: Integer, weights to go in total.
-        spare: Integer, units that every layer keeps: the best of each layer.
+        spare, safe: As for `by_layer`.
     """
     flat, counts = np.concatenate(scores), [len(s) for s in scores]
-    dead = [int((s == DEAD).sum()) for s in scores]
-    need = max(need, sum(n * size for n, size in zip(dead, sizes, strict=True)))
-    sizes = np.repeat(sizes, counts) if len(set(sizes)) > 1 else sizes[0]
+    one = all(np.ndim(size) == 0 and size == sizes[0] for size in sizes)
+    if not one:
+        sizes = [np.broadcast_to(size, n) for size, n in zip(sizes, counts, strict=True)]
+    sizes = sizes[0] if one else np.concatenate(sizes)
+    gone = flat == DEAD
+    need = max(need, int((gone * sizes).sum()))
 
-    def split(chosen):
-        return np.split(chosen, np.cumsum(counts)[:-1])
+    def split(values):
+        return np.split(values, np.cumsum(counts)[:-1])
 
     chosen = split(_first(flat, sizes, need))
-    bound = [n for n, c in enumerate(chosen) if c.sum() > max(counts[n] - spare, dead[n])]
+    if safe is None:
+        dead = [int(g.sum()) for g in split(gone)]
+        bound = [n for n, c in enumerate(chosen) if c.sum() > max(counts[n] - spare, dead[n])]
+    else:
+        bound = [n for n, c in enumerate(chosen) if (c & safe[n]).any()]
     if bound:
-        safe = [~smallest(s, len(s) - spare) & (s != DEAD) for s in scores]
+        if safe is None:
+            safe = [~smallest(s, len(s) - spare) & (s != DEAD) for s in scores]
         safe = np.concatenate(safe)
         most = int((~safe * sizes).sum())
         chosen = split(_first(np.where(safe, np.inf, flat), sizes, min(need, most)) & ~safe)
