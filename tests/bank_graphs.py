@@ -210,6 +210,15 @@ def residual_pre_activation(x):
     return layers.Dense(5)(mask()(layers.GlobalAveragePooling2D()(normed(x))))
 
 
+@graph(share=0.4)
+def zero_channels(x):
+    x = mask()(layers.ReLU()(conv(x, 5)))
+    y = normed(mask()(conv(x, 9, strides=2)))
+    x = layers.AveragePooling2D(1, 2)(x)
+    x = layers.Add()([keras.ops.pad(x, [[0, 0], [0, 0], [0, 0], [1, 3]]), mask()(conv(y, 9))])
+    return head(conv(keras.ops.pad(normed(x), [[0, 0], [1, 0], [0, 1], [2, 0]]), 4))
+
+
 @graph
 def concatenation(x):
     a, b = mask()(layers.ReLU()(conv(x))), normed(mask()(conv(x)))

@@ -132,3 +132,32 @@ def test_streams_of_whole_networks_are_cut_exactly(name, scope, tmp_path):
 @pytest.mark.parametrize("name", NETS)
 def test_whole_networks_are_cut_exactly(name, scope, tmp_path):
     prove(name, NETS, tmp_path, scope=scope, min_filters=4 if scope == "global" else 1)
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "name, options, residual",
+    [
+        ("resnet32", {}, "shared"),
+        ("wide_resnet28", {"widen": 1}, "shared"),
+        ("vgg_like", {"width": 0.5}, "inside"),
+    ],
+)
+def test_a_quarter_of_the_work_runs_faster(name, options, residual, tmp_path):
+    """Half of the filters, a quarter of the FLOPs, of nets of 50 MFLOPs and more: TFLite is faster
+    by half of that at the least. Prints what it measures (`-s`)."""
+    keras.utils.set_random_seed(3)
+    net = randomize(getattr(M, name)(**options))
+    full = tr.footprint.measure(net).flops
+    files = [tr.export.tflite(net, tmp_path / "full.tflite")]
+    tr.pruning.prune(net, 0.5, structured="filters", scope="layer", residual=residual)
+    small = tr.shrink.compact(net)
+    files.append(tr.export.tflite(small, tmp_path / "small.tflite"))
+    gain = full / tr.footprint.measure(small).flops
+    assert full >= 50e6 and 3.5 < gain < 4.5
+    before, after = tr.export.latencies(files)
+    print(
+        f"{name} {options}: {full / 1e6:.0f} MFLOPs, {gain:.2f} x fewer; {before:.2f} -> "
+        f"{after:.2f} ms, {before / after:.2f} x; {files[0].bytes:,} -> {files[1].bytes:,} bytes"
+    )
+    assert before >= 0.5 * gain * after
