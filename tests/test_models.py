@@ -62,6 +62,7 @@ def test_parameters_are_those_of_the_papers(build, options, trainable, moving):
     assert [op.name for op in build(**options).operations] == [op.name for op in net.operations]
 
 
+@pytest.mark.slow
 def test_depths_by_hand():
     """31 convolutions of ResNet-32, 28 layers of Wide ResNet-28 (shortcuts not counted), 9, 13."""
 
@@ -238,7 +239,7 @@ def test_counts_are_complete(name):
     "name", ["resnet32", pytest.param("wide_resnet28", marks=pytest.mark.slow)]
 )
 def test_residual_networks_are_bounded_and_saved(name, tmp_path):
-    net = randomize(small(name, width=0.2))
+    net = randomize(small(name, width=0.2, blocks_per_stage=1))
     net.save(tmp_path / "net.keras")
     again = keras.saving.load_model(tmp_path / "net.keras")
     x = images(2, CIFAR)
