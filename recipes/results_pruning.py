@@ -1,15 +1,13 @@
-"""Builds docs/results/pruning.md and its plots from the cards of `recipes.robust_pruning`.
+"""docs/results/pruning.md and its plots, made from the cards of `recipes.robust_pruning`.
 
-Command: make results, or python -m recipes.results_pruning. Every figure comes from a card or from
-the curve.json beside it; rows without a card are left out.
+Every figure comes from a card or from the curve.json beside it; what has no card is left out.
 """
 
 import io
 import json
-import pathlib
 
 import tfrobust as tr
-from recipes.results import ROOT, rate
+from recipes.cells import ROOT, rate
 
 DATA = {"mnist": "MNIST, Linf 0.3, LeNet-5-Caffe", "cifar10": "CIFAR-10, Linf 8/255, CIFAR-large"}
 KINDS = {"weights": "single weights", "filters": "whole filters"}
@@ -237,14 +235,10 @@ def _verdict(gaps):
     return lines
 
 
-def write(root=ROOT):
-    folder = root / "docs" / "results"
-    (folder / "pruning.md").write_text(page(root))
-    for data in DATA:
-        if before(data, root) is not None:
-            (folder / f"pruning_{data}.svg").write_text(plot(data, root))
-    print("wrote docs/results/pruning.md")
-
-
-if __name__ == "__main__":
-    write(pathlib.Path(ROOT))
+def plots(root=ROOT):
+    """{path below `root`: SVG text} of the data sets that have cards."""
+    return {
+        f"docs/results/pruning_{data}.svg": plot(data, root)
+        for data in DATA
+        if before(data, root) is not None
+    }
