@@ -76,8 +76,14 @@ def regularized():
 def trades():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an attack without noise cannot start on the KL
-        game = tr.training.TRADES(bank.classifier(), STILL, beta=3.0, weight_decay=0.1)
-    game.compile(SGD(0.1, momentum=0.9))
+        game = tr.training.TRADES(
+            bank.classifier(),
+            STILL,
+            beta=3.0,
+            weight_decay=0.1,
+            transform=tr.pruning.Surgery(c=0.2),
+        )
+    game.compile(SGD(0.1, momentum=0.9))  # weights that are functions of others, too
     return game
 
 

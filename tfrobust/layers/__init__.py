@@ -2,10 +2,22 @@
 
 net = tr.models.lenet5_caffe(mask=tr.layers.BetaBernoulliMask)
 net = tr.layers.insert_masks(my_model, tr.layers.BetaBernoulliMask)
+
+`WeightTransform` owns variables that weights are functions of.
 """
 
 from tfrobust.layers.beta_bernoulli import BetaBernoulliMask, distributions
 from tfrobust.layers.insert import insert_masks
 from tfrobust.layers.mask import Mask, kept, masks
+from tfrobust.layers.transform import WeightTransform, straight_through
 
-__all__ = ["BetaBernoulliMask", "Mask", "distributions", "insert_masks", "kept", "masks"]
+__all__ = [
+    "BetaBernoulliMask",
+    "Mask",
+    "WeightTransform",
+    "distributions",
+    "insert_masks",
+    "kept",
+    "masks",
+    "straight_through",
+]

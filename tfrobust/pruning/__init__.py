@@ -16,17 +16,20 @@ from tfrobust.pruning.follow import passes
 from tfrobust.pruning.magnitude import MagnitudePruning
 from tfrobust.pruning.places import kernel_of
 from tfrobust.pruning.schedule import Geometric, Keep, Ladder, Linear, OneShot, Schedule, Threshold
+from tfrobust.pruning.shadows import LearnedScores, Surgery
 
 __all__ = [
     "Geometric",
     "Keep",
     "Ladder",
+    "LearnedScores",
     "Linear",
     "MagnitudePruning",
     "MaskConstraint",
     "OneShot",
     "Report",
     "Schedule",
+    "Surgery",
     "Threshold",
     "constant",
     "freeze",

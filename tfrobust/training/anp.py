@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.training.adversarial import AdversarialTraining
-from tfrobust.training.game import check_number, number_config, value_at
+from tfrobust.training.numbers import check_number, number_config, value_at
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")

@@ -13,10 +13,11 @@ import tensorflow as tf
 from tfrobust import contract
 from tfrobust.attacks.attack import Attack
 from tfrobust.data import Batches
+from tfrobust.layers.transform import WeightTransform
 from tfrobust.pruning.borrowed import refuse
 
 
-def parts(classifier, attack, validation_attack, regularizers):
+def parts(classifier, attack, validation_attack, regularizers, transform=None):
     """What a game is made of."""
     refuse(classifier, "classifier")
     contract.classifier(classifier)
@@ -27,6 +28,21 @@ def parts(classifier, attack, validation_attack, regularizers):
             value.check_classes(contract.classes_of(classifier))
     if not isinstance(regularizers, list | tuple):
         raise TypeError(f"`regularizers` must be a list. Received: {regularizers!r}")
+    if transform is not None and not isinstance(transform, WeightTransform):
+        raise TypeError(
+            "`transform` must be a tr.layers.WeightTransform such as tr.pruning.Surgery. "
+            f"Received: {transform!r}"
+        )
+
+
+def averages(optimizers, transform):
+    """Averages of what a transform trains would take the place of the classifier's weights."""
+    for group, optimizer in optimizers.items():
+        if transform is not None and optimizer.use_ema:
+            raise ValueError(
+                "`optimizer` must not average weights (use_ema) in a game with `transform`. "
+                f"Received: {type(optimizer).__name__} for group {group!r}"
+            )
 
 
 def arrays(classifier, x, y, prefix=""):

@@ -20,10 +20,9 @@ import tensorflow as tf
 
 from tfrobust import losses, noise, regularizers
 from tfrobust.layers.mask import masks
-from tfrobust.training import checks
+from tfrobust.training import checks, update
+from tfrobust.training.numbers import Schedule, check_number, number_config, value_at
 from tfrobust.training.resume import arranged
-
-Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 @dataclasses.dataclass
@@ -41,22 +40,6 @@ class Batch:
     sample_weight: Any
     x_adv: Any
     count: Any
-
-
-def value_at(number, step):
-    """A float or a Keras schedule, evaluated at iteration `step`."""
-    return number(step) if isinstance(number, Schedule) else tf.constant(number, tf.float32)
-
-
-def number_config(number):
-    return keras.saving.serialize_keras_object(number) if isinstance(number, Schedule) else number
-
-
-def check_number(name, number):
-    wrong = isinstance(number, str) or number is None
-    if wrong or (not isinstance(number, Schedule) and not number >= 0):
-        raise ValueError(f"`{name}` must be >= 0 or a Keras schedule. Received: {name}={number!r}")
-    return number
 
 
 def _scaled(optimizer):
@@ -79,6 +62,8 @@ class Game(keras.Model):
         share_noise: Both passes of a batch draw the same masks and dropout.
         validation_attack: Attack for `val_robust_accuracy` (default: `attack`).
         seed: Integer, seed of the attack inside `fit`.
+        transform: None, or a `tr.layers.WeightTransform` such as `tr.pruning.Surgery`: what the
+            optimizers train in place of some of the classifier's variables.
 
     `fit` reports `loss`, `robust_accuracy`, and the compiled metrics on clean images;
     `evaluate` and validation report `val_robust_accuracy` under `validation_attack`.
@@ -96,10 +81,11 @@ class Game(keras.Model):
         share_noise=True,
         validation_attack=None,
         seed=0,
+        transform=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        checks.parts(classifier, attack, validation_attack, regularizers)
+        checks.parts(classifier, attack, validation_attack, regularizers, transform)
         self.classifier, self.attack = classifier, attack
         self.validation_attack = validation_attack or attack
         self.regularizers = [r for r in regularizers if getattr(r, "weight", 1.0)]
@@ -112,9 +98,9 @@ class Game(keras.Model):
             name="step", shape=(), dtype="int64", initializer="zeros", trainable=False,
             aggregation="only_first_replica",
         )  # fmt: skip
-        self.trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("robust_accuracy", *self.terms())
-        }
+        self.transform = update.attached(transform, classifier)
+        names = ("robust_accuracy", *self.terms(), *update.figures(transform))
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self._trunk, self._own_features = self._build_trunk()
         self.built = True
 
@@ -223,13 +209,19 @@ class Game(keras.Model):
                 scaled = {g: self.optimizers[g].scale_loss(values[g]) for g in turn}
             gradients = {g: tape.gradient(scaled[g], variables[g]) for g in turn}
             del tape
-            for group in filter(variables.get, turn):  # all masks may be frozen
-                self.optimizers[group].apply_gradients(
-                    zip(gradients[group], variables[group], strict=True)
-                )
+            for group in turn:
+                pairs = update.pairs(self.transform, gradients[group], variables[group])
+                if pairs:  # all masks may be frozen
+                    self.optimizers[group].apply_gradients(pairs)
+            if self.transform and turn is not self.turns[-1]:
+                self.transform.write()
             first = values[turn[0]] if first is None else first
         self._loss_tracker.update_state(self.whole(first), sample_weight=batch.count)
         self.step.assign_add(1)
+        if self.transform:
+            self.transform.update()
+            for name, value in self.transform.figures().items():
+                self.report(name, value)
         return self.get_metrics_result()
 
     def score(self, batch, clean, adversarial):
@@ -250,7 +242,9 @@ class Game(keras.Model):
         self._loss_tracker.update_state(loss, sample_weight=batch.count)
         self.score(batch, clean, self.classifier(x_adv, training=False))
         results = self.get_metrics_result()
-        return {k: v for k, v in results.items() if k not in self.terms()}
+        return {
+            k: v for k, v in results.items() if k == "robust_accuracy" or k not in self.trackers
+        }
 
     def call(self, inputs, training=False):
         return self.classifier(inputs, training=training)
@@ -268,6 +262,8 @@ class Game(keras.Model):
         checks.validation(self.classifier, kwargs.get("validation_data"))
         checks.unchanged(self)
         checks.callbacks(callbacks)
+        if self.transform:
+            self.transform.begin()
         callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
         with checks.plainly():
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
@@ -316,12 +312,13 @@ class Game(keras.Model):
         else:
             optimizers = dict(optimizer)
         first = optimizers[self.groups[0]]
+        checks.averages(optimizer, self.transform)
         super().compile(optimizer=first, loss=loss, metrics=metrics, **kwargs)
         self.optimizers = {**optimizers, self.groups[0]: self.optimizer}
         # Keras skips an optimizer that is built lazily when it restores weights.
         for group, variables in self.group_variables().items():
             if not self.optimizers[group].built:
-                self.optimizers[group].build(variables)
+                self.optimizers[group].build(update.trained(self.transform, variables))
         self._owned = checks.owned(self)
         self._compiled_with = {
             "optimizer": optimizer, "loss": loss, "metrics": metrics, **kwargs
@@ -386,6 +383,7 @@ class Game(keras.Model):
             "share_noise": self.share_noise,
             "validation_attack": None if same else serialize(self.validation_attack),
             "seed": self.seed,
+            "transform": serialize(self.transform),
         }
 
     @classmethod

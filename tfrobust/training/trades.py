@@ -12,7 +12,8 @@ import keras
 from tfrobust import losses
 from tfrobust.attacks import PGD
 from tfrobust.threats import Threat
-from tfrobust.training.game import Game, check_number, number_config, value_at
+from tfrobust.training.game import Game
+from tfrobust.training.numbers import check_number, number_config, value_at
 
 
 def trades_attack(threat, steps=10, step_size=None):
