@@ -54,7 +54,7 @@ def add_files(entry, net, label, data, args, folder):
         tr.export.tflite(net, folder / f"model_{label}.tflite", **options),
         tr.export.tflite(net, folder / f"model_{label}_int8.tflite", quantize="int8", **options),
     ]
-    start = args.work / f"{args.data}_start.tflite"
+    start = args.work / f"{folder.name.split('_pruned')[0]}_start.tflite"
     if not start.exists():
         tr.export.tflite(pruning_stages.start_net(args), start)
     paths = [start, *(file.path for file in entry.files[1:])]

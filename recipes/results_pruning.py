@@ -9,7 +9,11 @@ import json
 import tfrobust as tr
 from recipes.cells import ROOT, rate
 
-DATA = {"mnist": "MNIST, Linf 0.3, LeNet-5-Caffe", "cifar10": "CIFAR-10, Linf 8/255, CIFAR-large"}
+DATA = {
+    "mnist": "MNIST, Linf 0.3, LeNet-5-Caffe",
+    "mnist_natural": "MNIST from a naturally trained start",
+    "cifar10": "CIFAR-10, Linf 8/255, CIFAR-large at 0.35 of its width",
+}
 KINDS = {"weights": "single weights", "filters": "whole filters"}
 MODES = {"none": "None", "nat": "Nat", "robust": "Robust", "trades": "TRADES"}
 INKS = {"none": "#8c8c8c", "nat": "#d1662b", "robust": "#20639b", "trades": "#3c8c5a"}

@@ -61,7 +61,11 @@ def main():
     if args.train_only:
         return
     starts = args.work / "judged_starts"
-    entries = {"before pruning": judge.entry(before, args.data, scene, data, args, starts, {})}
+    entries = {
+        "before pruning": judge.entry(
+            before, name.split("_pruned")[0], scene, data, args, starts, {}
+        )
+    }
     for ratio, (net, told) in nets.items():
         entry = judge.entry(net, f"{ratio:g}", scene, data, args, work, told)
         ships = args.structured == "filters" or ratio == 0.9  # pruned weights take a full-size file
@@ -75,7 +79,8 @@ def name_of(args, mode=None):
     mode = mode or args.finetune
     seed = f"_s{args.seed}" if args.seed else ""
     budget = "_seconds" if mode == "scratch" and args.budget == "seconds" else ""
-    return f"{args.data}_pruned_{args.structured}_{mode}{budget}{seed}"
+    start = pathlib.Path(args.start or f"{args.data}_at").name.removesuffix("_at")
+    return f"{start}_pruned_{args.structured}_{mode}{budget}{seed}"
 
 
 def pruned(scene, data, args, work, before, seconds, epochs):
