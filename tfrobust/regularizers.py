@@ -169,3 +169,48 @@ def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
         relative=float(np.mean(shares)),
         units=int(sum(counts)),
     )
+
+
+def penalise_kernels(model, regularizer):
+    """Adds a penalty on every kernel of a built model to its loss, in place.
+
+    `keras.regularizers.L1(1e-5)` drives weights to zero, and with them hidden units (Guo et al.,
+    2018, Table 1). It works in plain `fit` and in every game, which add `model.losses` to their
+    own, and is saved with the model. Biases and normalization have no kernel. Call it before
+    `compile`: a step that is traced already does not see it.
+
+    Args:
+        model: Built Keras model, or a game (its classifier is meant).
+        regularizer: `keras.Regularizer`, or None to take penalties off.
+
+    Returns:
+        Names of the layers.
+
+    Raises:
+        TypeError: `regularizer` is not a `keras.Regularizer`.
+        ValueError: no layer has a kernel.
+
+    Example:
+
+    >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="logits")])
+    >>> net.set_weights([np.array([[3.0], [-4.0]]), np.ones(1)])
+    >>> penalise_kernels(net, keras.regularizers.L1(0.01)), round(float(net.losses[0]), 4)
+    (['logits'], 0.07)
+    """
+    if regularizer is not None and not isinstance(regularizer, keras.Regularizer):
+        raise TypeError(
+            "`regularizer` must be a keras.Regularizer such as keras.regularizers.L1(1e-5), or "
+            f"None. Received: {regularizer!r}"
+        )
+    model = getattr(model, "classifier", model)
+    names = []
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        for part in ("kernel", "depthwise", "pointwise"):
+            kernel = getattr(layer, f"{part}_kernel", getattr(layer, "kernel", None))
+            if hasattr(layer, f"{part}_regularizer") and kernel is not None:
+                setattr(layer, f"{part}_regularizer", regularizer)
+                kernel.regularizer = regularizer
+                names.append(layer.name)
+    if not names:
+        raise ValueError(f"`model` must have layers with kernels. Received: model '{model.name}'")
+    return names
