@@ -32,6 +32,7 @@ setup(
         "keras-tuner>=1.4.8",
         "cleverhans>=4.0",
         "scikit-learn>=1.9",
+        "scipy>=1.17",
         "rich>=15.0",
         "matplotlib>=3.11",
         "jinja2>=3.1.6",

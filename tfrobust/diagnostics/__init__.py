@@ -7,7 +7,23 @@ hidden activations, masks, callbacks of a running `fit`. None of them is a certi
 """
 
 from tfrobust.diagnostics.activations import activation_sparsity
+from tfrobust.diagnostics.clever import Clever, clever
 from tfrobust.diagnostics.closed_form import ClosedForm
+from tfrobust.diagnostics.conflict import Conflict, gradient_conflict
+from tfrobust.diagnostics.lipschitz import lipschitz_product
 from tfrobust.diagnostics.measures import Measure, r_2, r_inf
+from tfrobust.diagnostics.watch import PruningWatch
 
-__all__ = ["ClosedForm", "Measure", "activation_sparsity", "r_2", "r_inf"]
+__all__ = [
+    "Clever",
+    "ClosedForm",
+    "Conflict",
+    "Measure",
+    "PruningWatch",
+    "activation_sparsity",
+    "clever",
+    "gradient_conflict",
+    "lipschitz_product",
+    "r_2",
+    "r_inf",
+]

@@ -60,6 +60,10 @@ class MagnitudePruning(keras.callbacks.Callback):
             filters in all layers; for "layer" the fraction is that of the stream's channels). For
             filters only; `report()` lists the layers that go together in `groups`.
 
+    Attributes:
+        watchers: List of callables that get the model of `fit` right before every update (see
+            `tr.diagnostics.PruningWatch`).
+
     Raises:
         TypeError, ValueError: An argument that cannot work, among them a tfmot schedule that never
             reaches its final sparsity, and tfmot's own callbacks in the same list; before the first
@@ -116,7 +120,7 @@ class MagnitudePruning(keras.callbacks.Callback):
                 f"for single weights of each layer. Received: structured={structured!r}, "
                 f"scope={self.settings.scope!r}"
             )
-        self._pruner = None
+        self.watchers, self._pruner = [], None
         self._begin()
 
     def _begin(self):
@@ -211,6 +215,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         target = self.schedule.target(update)
         if target is not None and target <= self._target:
             return
+        for watcher in self.watchers:
+            watcher(self.model)
         self._pruner.update(lambda n, kernel=None: self.schedule.count(n, update, kernel))
         self._target = self._pruner.sparsity if target is None else target
         self._project(slots=True)
