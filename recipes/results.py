@@ -7,7 +7,7 @@ test renders them again and compares.
 import argparse
 
 import tfrobust as tr
-from recipes import results_mnist, results_pruning
+from recipes import results_mnist, results_pruning, results_sparsity
 from recipes.cells import ROOT
 
 
@@ -17,6 +17,7 @@ def pages(root=ROOT):
     return {
         "docs/results/mnist.md": results_mnist.page(root),
         "docs/results/pruning.md": results_pruning.page(root),
+        **results_sparsity.pages(root),
         "README.md": results_mnist.with_table(readme, root),
     }
 
