@@ -79,7 +79,7 @@ def page(compared, speed, scale):
 
 def flags(settings):
     """The settings of a run as the flags that ask for them."""
-    names = ("rounds", "images", "steps", "train_images", "suite_images")
+    names = ("rounds", "images", "steps", "train_images", "prune_images", "suite_images")
     return "".join(f" --{n.replace('_', '-')} {settings[n]}" for n in names if n in settings)
 
 
@@ -124,7 +124,8 @@ def speeds(sections):
         yield from (f"{part['name']}:", "", "| | seconds | ratio | bar |", "|---|---|---|---|")
         for row in part["rows"]:
             bar = f"{row['bar']:g}" if row["bar"] else ""
-            yield f"| {row['name']} | {row['seconds']:.2f} | {row['ratio']:.2f} | {bar} |"
+            digits = 3 if row["bar"] and 1 < row["bar"] < 1.1 else 2
+            yield f"| {row['name']} | {row['seconds']:.2f} | {row['ratio']:.{digits}f} | {bar} |"
         for name, reason in part["absent"].items():
             yield f"| {name} | {reason[:60]} | | |"
         yield ""
