@@ -10,6 +10,7 @@ intervals.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
@@ -31,13 +32,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="one epoch of everything")
+    parser.add_argument("--smoke", action="store_true", help="one epoch, 32 test images")
     parser.add_argument("--out", default="saved_models/quickstart")
     args = parser.parse_args()
     args.epochs = 1 if args.smoke else args.epochs
 
     began = time.perf_counter()
     data = tr.data.load("digits")
+    if args.smoke:
+        data = dataclasses.replace(data, x_test=data.x_test[:32], y_test=data.y_test[:32])
     rich.print(f"[bold]tfrobust quickstart[/]  {data}, threat {THREAT}")
     nets, seconds, units = train_all(data, args)
 

@@ -77,6 +77,7 @@ def test_failures_and_wrong_rows_stay_clean_if_asked(attack):
     assert (found.queries[wrong] == 0).all()
 
 
+@pytest.mark.slow  # tests/test_attacks.py moves rows between two buckets too, bit for bit
 @every_attack
 def test_splitting_a_batch_splits_the_result(attack):
     net = model(4)
