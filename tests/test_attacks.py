@@ -161,7 +161,8 @@ def test_config_round_trip_and_one_trace_for_each_bucket_whatever_the_radius(att
     for count, epsilon in ((5, 0.05), (16, 0.1), (9, 0.02), (16, None)):
         fresh(net, x[:count], y[:count], epsilon=epsilon)
     assert fresh.traces == 1
-    np.testing.assert_array_equal(fresh(net, x, y), attack(net, x, y))
+    # A graph that has met one size only and one that has met several differ in the last bits.
+    np.testing.assert_allclose(fresh(net, x, y), attack(net, x, y), atol=1e-5)
     assert fresh.traces == 2
 
 
