@@ -25,14 +25,20 @@ def main():
         loss={"choices": ["robust", "nat"], "default": "robust"},
         peak={"type": float, "default": 1e-3, "help": "largest learning rate"},
         train_only={"action": "store_true", "help": "stop before judging (--resume goes on)"},
+        name={"help": "folder below --out (default: <data>_at, or <data>_natural)"},
         n={"type": int, "default": 1000, "help": "test images for PGD and AutoAttack"},
     )
     scene, data = pruning_stages.SETTINGS[args.data], pruning_stages.dataset(args)
-    name = f"{args.data}_{'at' if args.loss == 'robust' else 'natural'}"
+    name = args.name or f"{args.data}_{'at' if args.loss == 'robust' else 'natural'}"
+    if (args.out / name / "card.json").exists() and not args.resume:
+        raise SystemExit(f"`--name` must be new, or add --resume. Received: {args.out / name}")
+    if not args.width > 0:
+        raise SystemExit(f"`--width` must be > 0. Received: {args.width}")
+    work = args.work / name
+    pruning_stages.same_run(args, work)
     keras.utils.set_random_seed(args.seed)
     net = getattr(tr.models, args.net)(input_shape=data.x_train.shape[1:], width=args.width)
     net.summary()
-    work = args.work / name
     if args.loss == "robust":
         clock = pruning_stages.from_scratch(
             net, scene, data, args.epochs, args.peak, args.seed, work / "fit", args.resume

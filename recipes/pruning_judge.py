@@ -7,13 +7,6 @@ import time
 import tfrobust as tr
 from recipes import pruning_stages
 
-HIDDEN = {"data_dir", "work", "out", "resume", "command", "train_only"}
-
-
-def settings(args):
-    """The flags of the run, without folders."""
-    return {k: v for k, v in vars(args).items() if k not in HIDDEN}
-
 
 def entry(net, label, scene, data, args, folder, told):
     """Attacks `net`: FGSM on all test images, PGD-40 x 5 and AutoAttack on the first `args.n`.
@@ -35,13 +28,20 @@ def entry(net, label, scene, data, args, folder, told):
         max_examples=args.n,
         state=folder / f"judge_{label}_first.npz",
     )
-    print(f"{folder.name} {label}", whole, first, sep="\n")
+    fgsm = whole.attacks[0].rate
+    print(f"{folder.name} {label}: {whole.n} images, clean {whole.clean}, FGSM {fgsm}")
+    print(first)
     print(f"judged in {time.perf_counter() - began:.0f} s", flush=True)
     return tr.report.Entry(
         scores=[whole, first],
         footprint=tr.footprint.measure(net),
         seconds=told["seconds"][0] if told else None,
-        settings={**settings(args), **told, "zeros": pruning_stages.zeros(net)},
+        settings={
+            **pruning_stages.settings(args),
+            "n": args.n,
+            **told,
+            "zeros": pruning_stages.zeros(net),
+        },
     )
 
 

@@ -86,12 +86,40 @@ def ladder(ratios):
     return sorted({r for r in rungs if r < max(ratios)} | {round(r, 4) for r in ratios})
 
 
+FREE = {"data_dir", "work", "out", "resume", "command", "train_only", "n"}
+
+
+def settings(args):
+    """The flags that decide what is trained."""
+    return {k: v for k, v in vars(args).items() if k not in FREE}
+
+
+def same_run(args, folder):
+    """Keeps the flags in `folder`; with --resume refuses others than those of the run there."""
+    told, path = settings(args), tr.files.target(folder / "settings.json")
+    if args.resume and folder.exists() and path.exists():
+        were = json.loads(path.read_text())
+        other = {k: (were.get(k), v) for k, v in told.items() if were.get(k) != v}
+        if other:
+            shown = ", ".join(f"--{k} was {a}, is {b}" for k, (a, b) in other.items())
+            raise SystemExit(f"`--resume` goes on with the flags of {folder}. Received: {shown}")
+    elif not args.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    text = json.dumps(told, indent=1) + "\n"
+    tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
+
+
 def start_net(args):
     """The robust net that `--start` names, by default saved_models/<data>_at."""
     folder = pathlib.Path(args.start or mnist.SAVED / f"{args.data}_at")
     if not (folder / "model.keras").exists():
         raise SystemExit(f"`--start` must be the folder of a saved net. Received: {folder}")
-    return keras.saving.load_model(folder / "model.keras", compile=False)
+    try:
+        return keras.saving.load_model(folder / "model.keras", compile=False)
+    except (OSError, ValueError) as error:
+        raise SystemExit(
+            f"`--start` must hold a readable model.keras. Received: {folder} ({error})"
+        ) from None
 
 
 def start_of(args):

@@ -48,11 +48,17 @@ def main():
     if args.ratios is None:
         args.ratios = [0.5, 0.75, 0.9] + [0.95, 0.98] * (args.structured == "weights")
     args.ratios = sorted(round(r, 4) for r in args.ratios)
+    wrong = [r for r in args.ratios if not 0 < r < 1]
+    if wrong:
+        raise SystemExit(f"`--ratios` must lie in (0, 1). Received: {wrong}")
+    if args.normalise != "none" and args.structured != "filters":
+        raise SystemExit("`--normalise` is for --structured filters. Received: fan_in")
     if args.smoke:
         args.settle, args.epochs = 1, 2
     scene, data = pruning_stages.SETTINGS[args.data], pruning_stages.dataset(args)
     name = name_of(args)
     work = args.work / name
+    pruning_stages.same_run(args, work)
     before, seconds, epochs = pruning_stages.start_of(args)
     if args.finetune == "scratch":
         nets = scratch(scene, data, args, work, seconds, epochs)

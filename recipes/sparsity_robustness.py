@@ -245,7 +245,7 @@ def compiled(net, plan, rate, penalty=0.0):
 
 def chain(name, number, plan, args):
     """One reference, pruned and judged 16 times, and its l1 sweep: a dict for the results."""
-    folder, begun = args.work / f"{name}_{number}", time.perf_counter()
+    folder, begun = args.work / f"{name}_{args.seed + number}", time.perf_counter()
     (x, y), (x_test, y_test) = images(args, plan)
     judge = Judge(plan, args, x_test, y_test)
     title = f"{plan.title}, reference {number + 1}/{args.references}"
@@ -304,9 +304,9 @@ def write(args):
     """All finished chains, whoever made them, as results.json and figure.png."""
     told = settings(args)
     paths = sorted(args.work.glob("*.json"))
-    chains = [json.loads(path.read_text()) for path in paths]
-    same = json.loads(json.dumps(told))
-    chains = [c for c in chains if c.pop("settings") == same]
+    chains = [found for path in paths if (found := finished(path, told)) is not None]
+    seeds = range(args.seed, args.seed + args.references)
+    chains = [c for c in chains if c.pop("settings") and c["seed"] in seeds]
     command = f"python -m recipes.{NAME} --references {args.references} --seed {args.seed}"
     command += f" --deepfool {args.deepfool} --slow {args.slow} --pgd {args.pgd}"
     results = {
@@ -320,6 +320,15 @@ def write(args):
     return path
 
 
+def finished(path, told):
+    """What a file of an earlier run holds, None unless it was made with the same settings."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or a kill cut it off
+        return None
+    return found if found.get("settings") == json.loads(json.dumps(told)) else None
+
+
 def save(path, text):
     tr.files.replace(tr.files.target(path), lambda name: pathlib.Path(name).write_text(text))
 
@@ -329,11 +338,11 @@ def main():
     args = arguments()
     for number in range(args.references):  # whole sets of nets, so that a stop leaves all kinds
         for name in args.nets:
-            done = args.work / f"{name}_{number}.json"
+            done = args.work / f"{name}_{args.seed + number}.json"
             if not args.resume:
-                shutil.rmtree(args.work / f"{name}_{number}", ignore_errors=True)
+                shutil.rmtree(done.with_suffix(""), ignore_errors=True)
                 done.unlink(missing_ok=True)
-            if done.exists():
+            if finished(done, settings(args)):
                 print(f"{name}, reference {number + 1}: done before", flush=True)
                 continue
             found = chain(name, number, shortened(name, args), args)
