@@ -1,5 +1,7 @@
 """The stages of robust pruning: the ladder, its curve, the page that cards make."""
 
+import argparse
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,25 @@ def test_same_architecture_fresh_weights():
     for a, b in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(first.get_weights()[0], net.get_weights()[0])
+
+
+def test_a_run_goes_on_with_its_own_flags(tmp_path):
+    args = argparse.Namespace(resume=False, rate=1e-3, work=tmp_path)
+    pruning_stages.same_run(args, tmp_path / "run")
+    args.resume = True
+    pruning_stages.same_run(args, tmp_path / "run")
+    args.rate = 2e-3
+    with pytest.raises(SystemExit, match="--rate was 0.001, is 0.002"):
+        pruning_stages.same_run(args, tmp_path / "run")
+
+
+def test_a_start_that_is_none(tmp_path):
+    args = argparse.Namespace(start=str(tmp_path), data="mnist")
+    with pytest.raises(SystemExit, match="must be the folder of a saved net"):
+        pruning_stages.start_net(args)
+    (tmp_path / "model.keras").write_bytes(b"no zip")
+    with pytest.raises(SystemExit, match="must hold a readable model.keras"):
+        pruning_stages.start_net(args)
 
 
 def test_page_without_cards_is_only_its_head(tmp_path):
