@@ -151,7 +151,7 @@ class Judge:
         self.attacks = attacks_of(plan, args)
 
     def __call__(self, net, number, slow):
-        right = ~tr.attacks.verdicts(net, self.x, self.y)
+        right = tr.attacks.correct(net, self.x, self.y)
         report = tr.pruning.report(net)
         row = {"round": number, "left": report.total - report.pruned, "of": report.total}
         row["accuracy"] = rounded(right.mean())

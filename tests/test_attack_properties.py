@@ -146,7 +146,7 @@ def test_exact_on_linear_models_within_98_percent(attack):
 def test_curved_model_within_98_percent(attack):
     net, x, y = bank.curve()
     try:
-        attack._checked(net, x, y, None, None)
+        attack.checked(net, x, y)
         fooled = bank.fooled_at(attack, net, x, y, 0.98 * bank.CURVE_DISTANCE[attack.threat.norm])
     except ValueError as error:
         assert "shape" in str(error)

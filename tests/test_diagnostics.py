@@ -116,7 +116,7 @@ def test_theorem_3_1_on_any_sample(seed, size, epsilon):
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=(size, 1)) * (rng.random((size, 1)) < 0.7)
     weights[0] = 1.0
-    x, y = rng.normal(size=(30, size)), rng.integers(0, 2, 30)
+    x, y = rng.uniform(size=(30, size)), rng.integers(0, 2, 30)
     exact = tr.diagnostics.ClosedForm(linear(weights))
     r_2, bound = exact.bounds(x, y, epsilon)
     np.testing.assert_allclose(exact.r_2(x, y).value, r_2, rtol=1e-6, atol=1e-9)
@@ -139,7 +139,7 @@ def test_theorem_3_2_on_any_sample(seed, classes, epsilon):
     """r_2 within its bound always; r_inf where FGS beats the weaker step and repairs nothing."""
     rng = np.random.default_rng(seed)
     weights, bias = rng.normal(size=(8, classes)), rng.normal(size=classes)
-    x = rng.normal(size=(60, 8))
+    x = rng.uniform(size=(60, 8))
     exact = tr.diagnostics.ClosedForm(linear(weights, bias))
     y = np.where(rng.random(60) < 0.8, exact.logits(x).argmax(-1), rng.integers(0, classes, 60))
     r_2, bound = exact.bounds(x, y, epsilon)

@@ -68,9 +68,12 @@ def test_the_gradient_is_that_of_the_whole_set_whatever_the_batches():
 @pytest.mark.parametrize(
     ("loss", "kind", "match"),
     [
-        (3, TypeError, "`loss_b` must be a name"),
+        (3, TypeError, "`loss_b` must be one of"),
         (lambda m, x, y: tf.reduce_sum(m(x)), ValueError, "one number per image"),
-        ("cross", ValueError, "`loss`"),
+        ("cross", ValueError, "`loss_b` must be one of"),
+        ("kl", ValueError, "`loss_b` must be one of"),
+        (keras.losses.SparseCategoricalCrossentropy(), TypeError, "`loss_b` must be one of"),
+        (lambda m, x, y: tf.reduce_mean(m(x))[None], ValueError, "one number per image"),
     ],
 )
 def test_bad_losses(loss, kind, match):

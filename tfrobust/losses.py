@@ -60,6 +60,19 @@ def margin(logits, y, target=None):
     return gap if target is None else -gap
 
 
+def correct(logits, y):
+    """Bool `(batch,)`: the answer is y. It is the first of the largest logits, as in accuracy.
+
+    So a net that answers alike to all images is right on one class of them, though no wrong logit
+    is above the true one. Of a single logit z the answer is 1 where z > 0.
+
+    >>> correct(tf.zeros((3, 3)), tf.constant([0, 1, 2])).numpy().tolist()
+    [True, False, False]
+    """
+    logits = as_logits(logits)
+    return tf.argmax(logits, -1, tf.int32) == as_labels(y, logits.shape[-1])
+
+
 def dlr(logits, y, target=None):
     """Difference of logits ratio (Croce and Hein, 2020, eq. 6); needs 3 classes or more.
 

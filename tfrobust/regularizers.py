@@ -176,19 +176,20 @@ def penalise_kernels(model, regularizer):
 
     `keras.regularizers.L1(1e-5)` drives weights to zero, and with them hidden units (Guo et al.,
     2018, Table 1). It works in plain `fit` and in every game, which add `model.losses` to their
-    own, and is saved with the model. Biases and normalization have no kernel. Call it before
-    `compile`: a step that is traced already does not see it.
+    own, and is saved with the model. Biases and normalization have no kernel.
 
     Args:
-        model: Built Keras model, or a game (its classifier is meant).
+        model: Built Keras model, or a game (its classifier is meant). Steps of `fit` and
+            `evaluate` that this very object has traced are traced anew; so pass the game, if one
+            has trained already.
         regularizer: `keras.Regularizer`, or None to take penalties off.
 
     Returns:
         Names of the layers.
 
     Raises:
-        TypeError: `regularizer` is not a `keras.Regularizer`.
-        ValueError: no layer has a kernel.
+        TypeError: `model` is no Keras 3 model, `regularizer` is not a `keras.Regularizer`.
+        ValueError: the model is not built, or no layer has a kernel.
 
     Example:
 
@@ -202,9 +203,19 @@ def penalise_kernels(model, regularizer):
             "`regularizer` must be a keras.Regularizer such as keras.regularizers.L1(1e-5), or "
             f"None. Received: {regularizer!r}"
         )
-    model = getattr(model, "classifier", model)
+    classifier = getattr(model, "classifier", model)
+    if not isinstance(classifier, keras.Model):
+        raise TypeError(
+            "`model` must be a Keras 3 model or a game. "
+            f"Received: {type(model).__module__}.{type(model).__name__}"
+        )
+    if not classifier.built:
+        raise ValueError(
+            "`model` must be built: call it on a batch first. "
+            f"Received: model '{classifier.name}' without weights"
+        )
     names = []
-    for layer in model._flatten_layers(include_self=False, recursive=True):
+    for layer in classifier._flatten_layers(include_self=False, recursive=True):
         for part in ("kernel", "depthwise", "pointwise"):
             kernel = getattr(layer, f"{part}_kernel", getattr(layer, "kernel", None))
             if hasattr(layer, f"{part}_regularizer") and kernel is not None:
@@ -212,5 +223,11 @@ def penalise_kernels(model, regularizer):
                 kernel.regularizer = regularizer
                 names.append(layer.name)
     if not names:
-        raise ValueError(f"`model` must have layers with kernels. Received: model '{model.name}'")
+        raise ValueError(
+            f"`model` must have layers with kernels. Received: model '{classifier.name}'"
+        )
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+    if model.test_function is not None:
+        model.make_test_function(force=True)
     return names

@@ -7,7 +7,15 @@ x_adv = attack(model, x, y)
 from tfrobust.attacks.adapters import from_art, from_cleverhans, from_foolbox
 from tfrobust.attacks.attack import Attack
 from tfrobust.attacks.autopgd import APGD
-from tfrobust.attacks.call import Call, Result, classes_of_callable, forward, logits_of, verdicts
+from tfrobust.attacks.call import (
+    Call,
+    Result,
+    classes_of_callable,
+    correct,
+    forward,
+    logits_of,
+    verdicts,
+)
 from tfrobust.attacks.decision import Boundary, HopSkipJump
 from tfrobust.attacks.deepfool import DeepFool
 from tfrobust.attacks.descent import DDN, CarliniWagner
@@ -42,6 +50,7 @@ __all__ = [
     "Transfer",
     "WorstCase",
     "classes_of_callable",
+    "correct",
     "forward",
     "from_art",
     "from_cleverhans",

@@ -278,7 +278,7 @@ class Attack:
 
     def result(self, model, x, y, index=None, epsilon=None, run=None, goal=None):
         """Performs the attack and returns a `Result`; arguments as in a call of the attack."""
-        x, y, index, goal, classes = self._checked(model, x, y, index, goal)
+        x, y, index, goal, classes = self.checked(model, x, y, index, goal)
         radius = self.threat.epsilon if epsilon is None else type(self.threat)(epsilon).epsilon
         runs = self.runs_of(classes, goal is not None)
         if run is not None:
@@ -312,7 +312,12 @@ class Attack:
         """One run on checked rows: `(x_adv, counts)` with counts `(3, n)`, without a verdict."""
         return self._segments.run(model, x, y, index, epsilon, run, goal, eager_stop)
 
-    def _checked(self, model, x, y, index, goal):
+    def checked(self, model, x, y, index=None, goal=None):
+        """The arguments of a call as arrays, and the number of classes; refuses what cannot work.
+
+        Returns:
+            (x, y, index, goal, classes).
+        """
         x = contract.images(x)
         classes = self._classes(model, x)
         y = contract.labels(y, classes, count=len(x))

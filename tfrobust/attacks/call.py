@@ -266,14 +266,28 @@ def verdicts(model, x, y, goal=None, draws=1):
 
     A model with random generators answers alike every time: they stay where they are.
     """
+    logits = _judged(model, x, draws)
+    if goal is not None:
+        return losses.margin(logits, tf.constant(goal)).numpy() < 0
+    return losses.margin(logits, tf.constant(y)).numpy() > 0
+
+
+def correct(model, x, y, draws=1):
+    """True where the answer for `x` is `y` as accuracy counts: see `tr.losses.correct`.
+
+    Only where logits are equal to the last bit it differs from `~verdicts(...)`: a tie is no
+    success of an attack, and no knowledge of the model either.
+    """
+    return losses.correct(_judged(model, x, draws), tf.constant(y)).numpy()
+
+
+def _judged(model, x, draws):
     with unmoved(model):
         logits = forward(model, x, draws)
     if np.isnan(logits).any():
         rows = np.flatnonzero(np.isnan(logits).any(-1))
         raise ValueError(f"`model` must return finite logits. Received: NaN in row {rows[0]}")
-    if goal is not None:
-        return losses.margin(tf.constant(logits), tf.constant(goal)).numpy() < 0
-    return losses.margin(tf.constant(logits), tf.constant(y)).numpy() > 0
+    return tf.constant(logits)
 
 
 @contextlib.contextmanager

@@ -57,13 +57,13 @@ class Decision(Walk):
     def open(self, call, state):
         return super().open(call, state) & state["found"]
 
-    def _checked(self, model, x, y, index, goal):
+    def checked(self, model, x, y, index=None, goal=None):
         if self.pool is not None and self.pool.shape[1:] != np.shape(x)[1:]:
             raise ValueError(
                 f"`pool` must hold images of shape {tuple(np.shape(x)[1:])}. "
                 f"Received: shape={self.pool.shape}"
             )
-        return super()._checked(model, x, y, index, goal)
+        return super().checked(model, x, y, index, goal)
 
     def start(self, call):
         x, found = self._noise(call)

@@ -60,7 +60,7 @@ class MinimumNorm(Attack):
             `Result`; its distance is infinite where nothing was found, 0 (and the point the image
             itself) where the image is wrong as it is.
         """
-        x, y, index, goal, classes = self._checked(model, x, y, index, goal)
+        x, y, index, goal, classes = self.checked(model, x, y, index, goal)
         wrong = verdicts(model, x, y, goal, self.eot)
         x_adv, distance = x.copy(), np.where(wrong, 0.0, np.inf).astype(np.float32)
         counts, rows = np.zeros((3, len(x)), np.int64), np.flatnonzero(~wrong)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from tfrobust import attacks, contract
+from tfrobust.diagnostics import checks
 
 
 def activation_sparsity(model, x):
@@ -19,7 +20,7 @@ def activation_sparsity(model, x):
         Float in [0, 1].
 
     Raises:
-        ValueError: the model does not end in a Dense layer.
+        ValueError: the model does not end in a Dense layer, or is not finite.
 
     Example:
 
@@ -28,11 +29,14 @@ def activation_sparsity(model, x):
     >>> 0 < activation_sparsity(models.lenet5_caffe(), x) < 1
     True
     """
-    contract.classifier(model, "model")
+    checks.classifier(model)
+    x = contract.images(x)
+    contract.fits(model, x)
     last = model.outputs[0]._keras_history.operation
     if not isinstance(last, keras.layers.Dense):
         raise ValueError(
             f"`model` must end in a Dense layer. Received: {type(last).__name__} '{last.name}'"
         )
     hidden = keras.Model(model.inputs[0], last.input)
-    return float(np.mean(attacks.forward(hidden, contract.images(x)) == 0))
+    units = checks.finite(attacks.forward(hidden, x), "hidden units")
+    return float(np.mean(units == 0))

@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import attacks, contract, noise, threats
-from tfrobust.attacks.attack import whole
 from tfrobust.attacks.backward import Passes
 from tfrobust.attacks.call import compiled, logits_of
+from tfrobust.diagnostics import checks
 from tfrobust.diagnostics.weibull import right_end
 
 DUAL = {"linf": threats.L1(1.0), "l2": threats.L2(1.0), "l1": threats.Linf(1.0)}
@@ -97,7 +97,7 @@ def clever(
         `Clever`.
 
     Raises:
-        TypeError, ValueError: arguments outside of these ranges.
+        TypeError, ValueError: arguments outside of these ranges, a model that is not finite.
 
     Reference: Weng et al., Evaluating the robustness of neural networks: an extreme value theory
     approach (2018), https://arxiv.org/abs/1801.10578. Their code samples another distribution in
@@ -113,7 +113,7 @@ def clever(
     >>> clever(net, x, y, threats.L2(0.5), batches=4, samples=8).scores.round(4).tolist()
     [0.1]
     """
-    contract.classifier(model, "model")
+    checks.classifier(model)
     x, classes = contract.images(x), contract.classes_of(model)
     contract.fits(model, x)
     y = contract.labels(y, classes, count=len(x))
@@ -124,15 +124,15 @@ def clever(
         )
     if not threat.epsilon > 0:
         raise ValueError(f"`threat` must have a radius > 0. Received: threat={threat!r}")
-    for name, value, least in (("batches", batches, 2), ("samples", samples, 1), ("seed", seed, 0)):
-        whole(name, value, least)
+    batches, samples = checks.whole("batches", batches, 2), checks.whole("samples", samples, 1)
+    seed = checks.whole("seed", seed, 0)
     if candidates is not None:
-        whole("candidates", candidates, 1)
+        candidates = checks.whole("candidates", candidates, 1)
     if goal is not None:
         goal = contract.labels(goal, classes, "goal", count=len(x))
         if (goal == y).any():
             raise ValueError(f"`goal` must differ from `y`. Received: both {y[goal == y][0]}")
-    logits = np.asarray(attacks.forward(model, x), np.float64)
+    logits = np.asarray(checks.finite(attacks.forward(model, x), "logits"), np.float64)
     logits = np.pad(logits, ((0, 0), (1, 0))) if logits.shape[1] == 1 else logits
     count = 1 if goal is not None else min(candidates or classes, classes - 1)
     steepest = _steepest(model, threat, samples)
@@ -150,13 +150,14 @@ def clever(
             )
             for run in range(batches)
         ])  # fmt: skip
+        checks.finite(maxima, "gradients")
         found.append(min(_scored(logits[i], y[i], others, maxima, threat.epsilon)))
         if progress:
             print(f"CLEVER: image {i + 1}/{len(x)}, score {found[-1][0]:.4f}", flush=True)
     scores, nearest, lipschitz, p = zip(*found, strict=True)
     return Clever(
         *(np.array(scores), np.array(nearest), np.array(lipschitz), np.array(p)),
-        *(threat, int(batches), int(samples)),
+        *(threat, batches, samples),
     )
 
 
@@ -181,7 +182,9 @@ def _steepest(model, threat, samples):
         def norm(other):
             weights = tf.one_hot(own, classes) - tf.one_hot(other, classes)
             slope = passes.gradient(logits, tf.tile(weights[None], (samples, 1)))
-            return tf.reduce_max(DUAL[threat.norm].distance(slope, 0.0))
+            # A maximum may pass over NaN.
+            known = tf.reduce_all(tf.math.is_finite(slope))
+            return tf.where(known, tf.reduce_max(DUAL[threat.norm].distance(slope, 0.0)), np.nan)
 
         return tf.map_fn(norm, others, fn_output_signature=tf.float32)
 

@@ -9,6 +9,9 @@ import tensorflow as tf
 
 from tfrobust import buckets, contract, losses, pruning
 from tfrobust.attacks import Attack
+from tfrobust.diagnostics import checks
+
+NAMES = ("ce", "dlr", "margin")  # the other losses compare with something more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +67,10 @@ def gradient_conflict(model, loss_a, loss_b, x, y, batch_size=256):
 
     Args:
         model: Functional classifier.
-        loss_a, loss_b: Each the name of a loss in `tr.losses.NAMES`, on clean images; a
-            `tr.attacks.Attack`: the cross-entropy on its images, attacked as inside `fit`; or a
-            callable `(model, x, y) -> (batch,)`. The first two run the model with
-            `training=False`.
+        loss_a, loss_b: Each the name of a loss of clean logits, "ce", "margin" or "dlr" (3
+            classes or more); a `tr.attacks.Attack`: the cross-entropy on its images, attacked as
+            inside `fit`; or a callable `(model, x, y) -> (batch,)`. The first two run the model
+            with `training=False`.
         x, y: Images `(n, ...)` in [0, 1] and integer labels `(n,)`.
         batch_size: Integer >= 1; the figures do not depend on it but for rounding.
 
@@ -75,7 +78,8 @@ def gradient_conflict(model, loss_a, loss_b, x, y, batch_size=256):
         `Conflict` of all weights, with one of each layer in `rows`.
 
     Raises:
-        TypeError, ValueError: a loss that is none of these, or not one number per image.
+        TypeError, ValueError: a loss that is none of these, or not one number per image; a model
+            without trainable weights; weights or gradients that are not finite.
 
     Reference: Sehwag et al., Towards compact and robust deep neural networks (2019), Figure 4,
     https://arxiv.org/abs/1906.06110.
@@ -89,13 +93,16 @@ def gradient_conflict(model, loss_a, loss_b, x, y, batch_size=256):
     >>> [gradient_conflict(net, "ce", other, x, y).share for other in ("ce", minus)]
     [0.0, 1.0]
     """
-    contract.classifier(model, "model")
+    checks.classifier(model)
     x = contract.images(x)
-    y = contract.labels(y, contract.classes_of(model), count=len(x))
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be an integer >= 1. Received: {batch_size!r}")
-    pair = [_loss("loss_a", loss_a), _loss("loss_b", loss_b)]
+    contract.fits(model, x)
+    classes = contract.classes_of(model)
+    y = contract.labels(y, classes, count=len(x))
+    batch_size = checks.whole("batch_size", batch_size, 1)
+    pair = [_loss("loss_a", loss_a, classes), _loss("loss_b", loss_b, classes)]
     weights = model.trainable_variables
+    if not weights:
+        raise ValueError("`model` must have trainable weights. Received: all layers frozen")
     alive, owners = _alive(model, weights)
     sums = [[np.zeros(v.shape, np.float64) for v in weights] for _ in pair]
     steps = [_step(model, weights, loss) for loss in pair]
@@ -108,6 +115,9 @@ def gradient_conflict(model, loss_a, loss_b, x, y, batch_size=256):
             for total, step in zip(sums, steps, strict=True):
                 for part, gradient in zip(total, step(*given, tf.constant(fill)), strict=True):
                     part += gradient.numpy()
+    for name, total in zip(("loss_a", "loss_b"), sums, strict=True):
+        for part in total:
+            checks.finite(part, f"gradients of `{name}`")
     groups = {}
     for number, owner in enumerate(owners):
         groups.setdefault(owner, []).append(number)
@@ -115,31 +125,38 @@ def gradient_conflict(model, loss_a, loss_b, x, y, batch_size=256):
     return dataclasses.replace(_compared("total", range(len(weights)), *sums, alive), rows=rows)
 
 
-def _loss(name, loss):
+def _loss(name, loss, classes):
     if isinstance(loss, Attack):
+        loss.check_classes(classes)
 
         def attacked(model, x, y, index):
             x_adv = loss.within(model, x, y, loss.seed, index)
             return losses.cross_entropy(model(x_adv, training=False), y)
 
         return attacked
-    if isinstance(loss, str):
-        score = losses.get(loss)
+    if isinstance(loss, str) and loss in NAMES:
+        need, score = losses.MIN_CLASSES.get(loss, 2), losses.get(loss)
+        if classes < need:
+            raise ValueError(
+                f"`{name}` {loss!r} needs a model with {need} classes or more. "
+                f"Received: {classes} classes"
+            )
         return lambda model, x, y, index: score(model(x, training=False), y)
-    if not callable(loss):
-        raise TypeError(
-            f"`{name}` must be a name in tr.losses.NAMES, an attack, or a callable "
+    if isinstance(loss, str | keras.losses.Loss | type) or not callable(loss):
+        kind = ValueError if isinstance(loss, str) else TypeError
+        raise kind(
+            f"`{name}` must be one of {list(NAMES)}, an attack, or a callable "
             f"(model, x, y) -> (batch,). Received: {loss!r}"
         )
 
     def own(model, x, y, index):
         values = tf.convert_to_tensor(loss(model, x, y))
-        if values.shape.rank != 1:
+        if values.shape.rank != 1 or values.shape[0] not in (None, x.shape[0]):
             raise ValueError(
                 f"`{name}` must return one number per image, shape (batch,). "
-                f"Received: shape {tuple(values.shape)}"
+                f"Received: shape {tuple(values.shape)} for {x.shape[0]} images"
             )
-        return values
+        return tf.ensure_shape(values, x.shape[:1])
 
     return own
 

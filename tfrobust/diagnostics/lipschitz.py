@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 
+from tfrobust.diagnostics import checks
+
 ORDER = {"l2": 2, "linf": 1, "l1": np.inf}
-PASSING = (keras.layers.InputLayer, keras.layers.Flatten, keras.layers.Reshape, keras.layers.ReLU)
 
 
 def lipschitz_product(model, norm="l2", frobenius=False):
@@ -27,7 +28,9 @@ def lipschitz_product(model, norm="l2", frobenius=False):
         (0, z).
 
     Raises:
-        ValueError: the model is not of that form, or another norm.
+        TypeError: no functional or Sequential model, a norm that is no string.
+        ValueError: the model is not of that form (one chain, every layer once, slopes of at most
+            1, finite weights), or another norm.
 
     Reference: Guo et al., Sparse DNNs with improved adversarial robustness (2018), Lemma 3.1,
     https://arxiv.org/abs/1810.09619.
@@ -43,28 +46,33 @@ def lipschitz_product(model, norm="l2", frobenius=False):
     >>> lipschitz_product(net).tolist(), lipschitz_product(net, "linf").tolist()
     ([[0.0, 10.0], [10.0, 0.0]], [[0.0, 14.0], [14.0, 0.0]])
     """
-    if norm not in ORDER or (frobenius and norm != "l2"):
-        raise ValueError(
-            f"`norm` must be one of {sorted(ORDER)}, and 'l2' with frobenius=True. "
-            f"Received: norm={norm!r}, frobenius={frobenius}"
-        )
-    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-    for layer in model.layers:
-        relu = getattr(layer, "activation", None) is keras.activations.relu
-        linear = getattr(layer, "activation", None) is keras.activations.linear
-        if isinstance(layer, keras.layers.Dense):
-            fits = linear if layer is dense[-1] else relu or linear
-        else:
-            fits = isinstance(layer, PASSING) or relu
-        if not fits:
+    if checks.norm(norm) != "l2" and frobenius:
+        raise ValueError(f"`norm` must be 'l2' with frobenius=True. Received: norm={norm!r}")
+    layers = checks.chain(model)
+    for layer in layers:
+        if not _fits(layer) or (layer is layers[-1] and type(layer) is not keras.layers.Dense):
             raise ValueError(
-                "`model` must be Dense layers with ReLU between them and logits at the end. "
-                f"Received: {type(layer).__name__} '{layer.name}'"
+                "`model` must be Dense layers with ReLU (slopes within [0, 1], through 0) between "
+                f"them and logits at the end. Received: {type(layer).__name__} '{layer.name}'"
             )
-    if not dense or model.layers[-1] is not dense[-1]:
-        raise ValueError(f"`model` must end in a Dense layer. Received: model '{model.name}'")
+    dense = [layer for layer in layers if type(layer) is keras.layers.Dense]
+    if dense[-1].activation is not keras.activations.linear:
+        raise ValueError(
+            "`model` must return logits, without activation. "
+            f"Received: Dense '{dense[-1].name}' with {dense[-1].activation}"
+        )
     *before, last = [np.asarray(layer.kernel, np.float64) for layer in dense]
     product = np.prod([np.linalg.norm(w, "fro" if frobenius else ORDER[norm]) for w in before])
     last = np.pad(last, ((0, 0), (1, 0))) if last.shape[1] == 1 else last
     ways = last.T[:, None] - last.T[None]
     return float(product) * np.linalg.norm(ways, ORDER[norm], axis=-1)
+
+
+def _fits(layer):
+    """Whether a layer is one of those above; what subclasses do, nobody knows."""
+    kind = type(layer)
+    if kind is keras.layers.ReLU:
+        return layer.threshold == 0 and abs(layer.negative_slope) <= 1
+    if kind in (keras.layers.Dense, keras.layers.Activation):
+        return layer.activation in (keras.activations.relu, keras.activations.linear)
+    return kind in (keras.layers.Flatten, keras.layers.Reshape)

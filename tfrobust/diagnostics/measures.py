@@ -13,11 +13,11 @@ import warnings
 
 import numpy as np
 
-from tfrobust import contract
-from tfrobust.attacks import MinimumNorm, verdicts
+from tfrobust.attacks import MinimumNorm, correct
+from tfrobust.diagnostics import checks
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Measure:
     """A mean over n images, and what stands behind it.
 
@@ -29,12 +29,13 @@ class Measure:
         repaired: r_inf only: images that are wrong as they are and right after the attack.
         unfooled: r_2 only: images that are right and that the attack could not fool at any
             distance. They contribute 0, like wrong ones: the figure is never too good.
-        highest: r_2 only: the mean if each unfooled image had its largest change inside the box.
+        highest: r_2 only: the mean if each unfooled image had its largest change inside the box;
+            None where there is no box.
     """
 
     name: str
     attack: str
-    values: np.ndarray = dataclasses.field(repr=False)
+    values: np.ndarray
     right: int
     repaired: int = 0
     unfooled: int = 0
@@ -62,10 +63,16 @@ class Measure:
             return {**told, "unfooled": self.unfooled, "highest": self.highest}
         return {**told, "repaired": self.repaired}
 
+    def __repr__(self):
+        told = self.to_dict()
+        first = [f"{name}={told.pop(name)!r}" for name in ("value", "error", "n")]
+        return f"Measure({', '.join([*first, *(f'{k}={v!r}' for k, v in told.items())])})"
+
     def __str__(self):
         notes = [self.attack, f"n = {self.n:,}", f"{self.right:,} right without attack"]
         if self.unfooled:
-            notes.append(f"{self.unfooled:,} not fooled, counted 0: at most {self.highest:.4f}")
+            most = "" if self.highest is None else f": at most {self.highest:.4f}"
+            notes.append(f"{self.unfooled:,} not fooled, counted 0{most}")
         if self.repaired:
             notes.append(f"{self.repaired:,} right after the attack only")
         return f"{self.name} {self.value:.4f} +- {self.error:.4f} ({', '.join(notes)})"
@@ -73,6 +80,8 @@ class Measure:
 
 def r_inf(model, x, y, attack):
     """Accuracy on adversarial images: mean of 1{the answer to x' is y} over the whole set.
+
+    The answer is the first of the largest logits, as in accuracy.
 
     An image that is wrong as it is counts as right where the attack happens to repair it, as the
     formula says (`Measure.repaired` tells how many): with that it may lie above "right before and
@@ -87,7 +96,8 @@ def r_inf(model, x, y, attack):
         `Measure`.
 
     Raises:
-        TypeError: an attack for the smallest change, which has no radius of its own.
+        TypeError: no attack, or one for the smallest change, which has no radius of its own.
+        ValueError: images or labels that do not fit the model, logits that are NaN.
 
     Reference: Guo et al., Sparse DNNs with improved adversarial robustness (2018),
     https://arxiv.org/abs/1810.09619, eq. 1 and 5.
@@ -102,14 +112,14 @@ def r_inf(model, x, y, attack):
     >>> print(r_inf(net, x, np.array([1, 1]), attacks.FGSM(threats.Linf(0.2))))
     r_inf 0.5000 +- 0.5000 (FGSM(Linf(epsilon=0.2)), n = 2, 2 right without attack)
     """
-    if isinstance(attack, MinimumNorm):
+    if isinstance(checks.attack(attack), MinimumNorm):
         raise TypeError(
             f"`attack` must have a radius, such as tr.attacks.FGSM. Received: {attack!r}, which "
             "looks for the smallest change: that is tr.diagnostics.r_2"
         )
-    x, y = _checked(x, y)
-    right = ~verdicts(model, x, y)
-    after = ~attack.result(model, x, y).fooled
+    x, y, *_ = attack.checked(model, x, y)
+    right = correct(model, x, y)
+    after = correct(model, attack.result(model, x, y).x_adv, y, attack.eot)
     return Measure(
         *("r_inf", repr(attack), after.astype(np.float64), int(right.sum())),
         repaired=int((after & ~right).sum()),
@@ -154,7 +164,7 @@ def r_2(model, x, y, attack):
     """
     attacks = list(attack) if isinstance(attack, list | tuple) else [attack]
     for one in attacks:
-        if not isinstance(one, MinimumNorm):
+        if not isinstance(checks.attack(one), MinimumNorm):
             raise TypeError(
                 "`attack` must look for the smallest change, such as tr.attacks.DeepFool. "
                 f"Received: {one!r}"
@@ -163,8 +173,8 @@ def r_2(model, x, y, attack):
             raise ValueError(f"`attack` must have a tr.threats.L2 threat. Received: {one!r}")
     if not attacks:
         raise ValueError("`attack` must be an attack or a list of them. Received: an empty list")
-    x, y = _checked(x, y)
-    right = ~verdicts(model, x, y)
+    x, y, *_ = attacks[0].checked(model, x, y)
+    right = correct(model, x, y)
     found = [one.minimum(model, x, y).distance for one in attacks]
     distance = np.where(right, np.min(found, axis=0), 0.0).astype(np.float64)
     lost = np.isinf(distance)
@@ -181,8 +191,3 @@ def r_2(model, x, y, attack):
         unfooled=int(lost.sum()),
         highest=float(np.where(lost, corner, distance).mean()),
     )
-
-
-def _checked(x, y):
-    x = contract.images(x)
-    return x, contract.labels(y, count=len(x))

@@ -130,7 +130,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     # --- what Keras calls -----------------------------------------------------------------------
 
     def on_train_begin(self, logs=None):
-        self._meet(_neighbours(inspect.currentframe()))
+        self._meet(neighbours(inspect.currentframe()))
         classifier = checked(classifier_of(self.model))
         if self._pruner is None or self._pruner.model is not classifier:
             self._pruner = Pruner(classifier, None if self._keeps else self.settings)
@@ -266,8 +266,10 @@ class MagnitudePruning(keras.callbacks.Callback):
         return json.dumps({**schedule, **self.settings.to_dict()}, default=str)
 
 
-def _neighbours(frame):
-    """The callbacks of the list that called this one: Keras gives a callback no other way to see
-    them."""
+def neighbours(frame):
+    """The callbacks of the list that called the one whose `inspect.currentframe()` this is.
+
+    Keras gives a callback no other way to see them.
+    """
     caller = frame.f_back.f_locals.get("self") if frame.f_back else None
     return list(caller.callbacks) if isinstance(caller, keras.callbacks.CallbackList) else []

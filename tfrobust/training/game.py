@@ -226,7 +226,7 @@ class Game(keras.Model):
 
     def score(self, batch, clean, adversarial):
         """Updates `robust_accuracy` and the compiled metrics from logits of this batch."""
-        right = tf.cast(losses.margin(adversarial, batch.y) <= 0, tf.float32)
+        right = tf.cast(losses.correct(adversarial, batch.y), tf.float32)
         self.report("robust_accuracy", tf.reduce_mean(right), batch.count)
         if self._compile_metrics is not None:
             self._compile_metrics.update_state(batch.y, clean, sample_weight=batch.sample_weight)
