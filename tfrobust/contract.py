@@ -12,6 +12,8 @@ array([3, 1], dtype=int32)
 """
 
 import hashlib
+import math
+from numbers import Real
 
 import keras
 import numpy as np
@@ -24,6 +26,18 @@ def digest(*arrays):
         total.update(f"{array.shape}{array.dtype.str}".encode())
         total.update(array)
     return total.hexdigest()
+
+
+def is_number(value):
+    """Whether `value` is one finite real number of Python or NumPy: no bool, no tensor.
+
+    >>> [is_number(v) for v in (1, np.float32(0.5), True, "1", 1j, float("nan"), 10**400)]
+    [True, True, False, False, False, False, False]
+    """
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def images(x, name="x"):

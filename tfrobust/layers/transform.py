@@ -70,7 +70,8 @@ class WeightTransform(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         # Not a dict or list, in which Keras would track the classifier's variables as our own.
-        self._kept = types.SimpleNamespace(classifier=None, targets=[], own=[], places={})
+        self._kept = types.SimpleNamespace(classifier=None, begun=False)
+        self._kept.targets, self._kept.own, self._kept.places = [], [], {}
 
     # --- what an author writes ------------------------------------------------------------------
 
@@ -128,6 +129,7 @@ class WeightTransform(keras.layers.Layer):
     def begin(self):
         """Starts from the classifier's weights, unless they are those of an earlier part."""
         kept = self._kept
+        kept.begun = True
         pairs = list(enumerate(zip(kept.targets, kept.own, strict=True)))
         same = (
             np.array_equal(_numpy(w), _numpy(self._constrained(w, own))) for _, (w, own) in pairs
@@ -146,7 +148,16 @@ class WeightTransform(keras.layers.Layer):
         return [source for variable in variables for source in self._sources(variable)]
 
     def pull(self, gradients, variables):
-        """Pairs (gradient, variable) for `trained(variables)`, from gradients by `variables`."""
+        """Pairs (gradient, variable) for `trained(variables)`, from gradients by `variables`.
+
+        Raises:
+            ValueError: `begin` was not called: the classifier would become all zeros.
+        """
+        if not self._kept.begun:
+            raise ValueError(
+                "`transform` must begin before the first step of a loop of your own: call "
+                f"game.transform.begin(). Received: {type(self).__name__} without weights"
+            )
         pairs = []
         for gradient, variable in zip(gradients, variables, strict=True):
             sources = self._sources(variable)

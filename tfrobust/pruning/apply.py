@@ -35,7 +35,9 @@ def prune(model, fraction, **options):
     40
     """
     fraction = checked_fraction("fraction", fraction)
-    pruner = _hold(model, Settings(**options))
+    settings = Settings(**options)
+    settings.within_reach(fraction)
+    pruner = _hold(model, settings)
     pruner.update(lambda total, kernel=None: amount(fraction, total))
     pruner.project(optimizers_of(model))
     return pruner.report()
@@ -45,9 +47,10 @@ def freeze(model):
     """Holds every exact zero of the kernels at zero in all training from now on.
 
     For fine-tuning after `keras.saving.load_model`, which keeps zeros but not constraints. Biases
-    and normalization of filters that are zero as a whole are held as well. Where the optimizer
-    averages weights (`use_ema`), `MagnitudePruning(tr.pruning.Keep())` in `callbacks` does the
-    same and keeps the averages clean.
+    and normalization of filters that are zero as a whole are held as well, and so are averages of
+    weights (`use_ema`) when this model itself, or a game of it, is fitted. Where it is fitted as a
+    part of another plain model that averages, put `MagnitudePruning(tr.pruning.Keep())` among the
+    callbacks.
 
     Args:
         model: Built classifier, or a game.

@@ -2,8 +2,8 @@
 
 Keras applies constraints inside the optimizer's update, so the zeros hold within compiled loops,
 whatever moved the entry: momentum, weight decay, averages written back. Two things lie outside of
-the update: slots of the optimizer (averages of weights are swapped in between epochs), and a train
-function that was traced before the constraint was there.
+the update: averages of weights (`use_ema`), which take the weights' place when `fit` ends and which
+the constraint therefore masks as well, and a train function that was traced before it was there.
 """
 
 import weakref
@@ -23,7 +23,8 @@ class MaskConstraint(keras.constraints.Constraint):
 
     Attributes:
         mask: Bool `keras.Variable` of that shape, all True at first; nothing trains it.
-        known: Models whose train function was traced with it, as far as we made them.
+        known: Models whose train function was traced with it, as far as we made them; their
+            optimizers' averages are masked too.
 
     Example:
 
@@ -43,10 +44,19 @@ class MaskConstraint(keras.constraints.Constraint):
         )  # fmt: skip
 
     def __call__(self, w):
+        self._mask_averages(w)
         w = w if self.inner is None else self.inner(w)
         w = keras.ops.convert_to_tensor(w)
         # Not a product: 0 * NaN is NaN, and some optimizers divide 0 by 0 where nothing moves.
         return tf.where(self.mask.value, w, tf.zeros([], w.dtype))
+
+    def _mask_averages(self, w):
+        """Keras averages weights before it constrains them: the averages of `w` lose them here."""
+        for optimizer in {id(o): o for m in self.known for o in optimizers_of(m)}.values():
+            if isinstance(w, keras.Variable) and optimizer.use_ema and optimizer.built:
+                number = optimizer._trainable_variables_indices.get(optimizer._var_key(w))
+                if number is not None:
+                    self.masked(optimizer._model_variables_moving_average[number])
 
     def get_config(self):
         inner = None if self.inner is None else keras.constraints.serialize(self.inner)
@@ -100,8 +110,12 @@ def retrace(models, constraints):
 def optimizers_of(model):
     """The optimizers of a plain model or of a game, without their wrappers."""
     found = list((getattr(model, "optimizers", None) or {}).values())
-    found.append(getattr(model, "optimizer", None))
-    flat = []
+    return unwrapped([*found, getattr(model, "optimizer", None)])
+
+
+def unwrapped(found):
+    """Optimizers without their wrappers (`LossScaleOptimizer`, `MultiOptimizer`), each once."""
+    found, flat = list(found), []
     while found:
         optimizer = found.pop(0)
         inner = getattr(optimizer, "inner_optimizer", None)

@@ -6,10 +6,11 @@ import warnings
 
 import keras
 
+from tfrobust.layers.transform import WeightTransform
 from tfrobust.pruning.borrowed import adapted, refuse
 from tfrobust.pruning.constraint import optimizers_of
 from tfrobust.pruning.figures import classifier_of
-from tfrobust.pruning.places import checked
+from tfrobust.pruning.places import checked, kernels
 from tfrobust.pruning.pruner import Pruner
 from tfrobust.pruning.schedule import Keep, Threshold
 from tfrobust.pruning.settings import Settings
@@ -45,7 +46,8 @@ class MagnitudePruning(keras.callbacks.Callback):
             `PruningSchedule`), or `tr.pruning.Linear`, `Geometric`, `OneShot`, `Threshold`.
         structured: None (single weights), "filters", or (m, n): at least m zeros among each n
             consecutive input channels, (2, 4) for one; a last, shorter run is filled up with
-            zeros. The schedule then says how many of the m go.
+            zeros. The schedule's fraction is of all weights: 0.5 for (2, 4), which is also the
+            most that it reaches. Layers with too few input channels for a run stay.
         scope: "layer" (the fraction holds in each layer) or "global" (one ranking). Default:
             "global" for filters, else "layer".
         exclude: Layers that are not pruned: names, "first", "last", a predicate of a layer, or a
@@ -114,7 +116,9 @@ class MagnitudePruning(keras.callbacks.Callback):
                     f"`schedule` must end at {most} / {size} or above for m:n sparsity. "
                     f"Received: {self.schedule.final:g}"
                 )
-        if isinstance(schedule, Threshold) and (structured, self.settings.scope) != (None, "layer"):
+            self.settings.within_reach(self.schedule.final)
+        single = self.settings.structured is None and self.settings.scope == "layer"
+        if isinstance(schedule, Threshold) and not single:
             raise ValueError(
                 "`schedule` must give a fraction for structured or global pruning: a Threshold is "
                 f"for single weights of each layer. Received: structured={structured!r}, "
@@ -132,6 +136,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._meet(neighbours(inspect.currentframe()))
         classifier = checked(classifier_of(self.model))
+        self._alone(classifier)
         if self._pruner is None or self._pruner.model is not classifier:
             self._pruner = Pruner(classifier, None if self._keeps else self.settings)
             self._begin()
@@ -178,6 +183,17 @@ class MagnitudePruning(keras.callbacks.Callback):
                 f"{self.schedule.unit[:-1]} {self.schedule.end}. Train longer, or end it "
                 "sooner.",
                 stacklevel=2,
+            )
+
+    def _alone(self, classifier):
+        """Refuses a game whose transform writes the kernels: both would say what is zero."""
+        transform = getattr(self.model, "transform", None)
+        written = transform._kept.places if isinstance(transform, WeightTransform) else ()
+        if any(id(place.kernel) in written for place in kernels(classifier)[0]):
+            raise ValueError(
+                "`callbacks` must not hold MagnitudePruning where `transform` makes the kernels: "
+                "fit with one, call tr.pruning.freeze(net), then fit with the other. "
+                f"Received: transform={type(transform).__name__}"
             )
 
     def _meet(self, callbacks):
@@ -228,7 +244,10 @@ class MagnitudePruning(keras.callbacks.Callback):
         return any(optimizer.use_ema for optimizer in optimizers_of(self.model))
 
     def report(self):
-        """`tr.pruning.Report`: the masked fraction of each layer and of all.
+        """`tr.pruning.Report`: the fraction of each layer and of all that is pruned and zero now.
+
+        Warns where another callback brought pruned weights back, as EarlyStopping does when it
+        restores weights from before the last update.
 
         Raises:
             ValueError: `fit` has not begun.

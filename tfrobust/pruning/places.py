@@ -98,7 +98,7 @@ def kernels(model):
     return found, walked
 
 
-def prunable(model, exclude=(), filters=False, shared=False):
+def prunable(model, exclude=(), filters=False, shared=False, run=None):
     """The places of a model that a callback prunes.
 
     Args:
@@ -107,6 +107,7 @@ def prunable(model, exclude=(), filters=False, shared=False):
         filters: Whether whole filters go: then only layers whose filters can go as a whole, with
             what goes with them in `silenced`.
         shared: Whether filters whose channels are summed go together, instead of staying.
+        run: None, or (m, n) for m zeros in each run of n input channels.
 
     Returns:
         `(places, left)`: two lists of `Place`; `left` were kernels too, each with its reason.
@@ -120,6 +121,10 @@ def prunable(model, exclude=(), filters=False, shared=False):
     for place in found:
         if not place.kernel.trainable:
             place.stays = "it is frozen"
+        channels = place.kernel.shape[input_axis(place)]
+        if run and channels <= run[1] - run[0]:
+            ones = f"{channels} input channel{'s' if channels > 1 else ''}"
+            place.stays = place.stays or f"it has {ones}, and a run of {run[1]} keeps as many"
     _exclude(found, exclude)
     if filters:
         follow(found, walked, shared)
@@ -154,12 +159,23 @@ def follow(found, walked, shared):
                 place.stays = str(reason)
 
 
+def exclusions(exclude, *kinds):
+    """`exclude` as a tuple of names and predicates (and of `kinds`), or a TypeError."""
+    single = isinstance(exclude, (str, *kinds)) or callable(exclude) or not np.iterable(exclude)
+    items = (exclude,) if single else tuple(exclude)
+    for item in items:
+        if not isinstance(item, (str, *kinds)) and not callable(item):
+            raise TypeError(
+                '`exclude` must be a name, "first", "last", a predicate of a layer, or a list of '
+                f"these. Received: exclude={exclude!r}"
+            )
+    return items
+
+
 def _exclude(found, exclude):
-    if isinstance(exclude, str) or callable(exclude):
-        exclude = (exclude,)
     names = {place.name: place for place in found}
     ends = {"first": found[:1], "last": found[-1:]}
-    for item in exclude:
+    for item in exclusions(exclude):
         if callable(item):
             out = [place for place in found if item(place.layer)]
         elif item in names:

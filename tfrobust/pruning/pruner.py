@@ -28,7 +28,7 @@ class Pruner:
             self.places, self.left = _everything(model), []
         else:
             self.places, self.left = prunable(
-                model, settings.exclude, settings.filters, settings.shared
+                model, settings.exclude, settings.filters, settings.shared, settings.run
             )
         self._groups = _grouped(self.places)
         self._sources = {}  # id of a vector -> [(number of the place, source)]
@@ -102,6 +102,11 @@ class Pruner:
 
     def _scores(self, place, mask):
         kernel = numpy(place.kernel).astype(np.float32)
+        if not np.isfinite(kernel).all():
+            raise ValueError(
+                "`model` must have finite weights: NaN and infinity have no rank. "
+                f"Received: layer '{place.name}' with weights that are not"
+            )
         scores = np.asarray(self.settings.rule(kernel, place.layer))
         if scores.shape != kernel.shape or not (scores >= 0).all():
             raise ValueError(
@@ -210,14 +215,27 @@ class Pruner:
     # --- numbers ------------------------------------------------------------------------------
 
     def report(self):
-        masks = self.masks
+        """`Report` of what is pruned and zero; warns where something wrote weights over zeros."""
+        masks = self.masks[: len(self.places)]
+        zero = [numpy(place.kernel) == 0 for place in self.places]
+        back = sum(int((~m & ~z).sum()) for m, z in zip(masks, zero, strict=True))
+        if back:
+            warnings.warn(
+                f"{back:,} pruned weights are not zero: something restored weights from before the "
+                "last update (EarlyStopping, load_weights). They are not counted as pruned; the "
+                "next training step sets them to zero again.",
+                stacklevel=3,
+            )
+        return self._counted([m | ~z for m, z in zip(masks, zero, strict=True)])
+
+    def _counted(self, masks):
         rows = [row(p.name, m) for p, m in zip(self.places, masks, strict=False)]
         left = tuple((p.name, p.stays) for p in self.left)
         groups = [tuple(self.places[n].name for n in numbers) for numbers, *_ in self._groups]
         return Report(tuple(rows), left, tuple(group for group in groups if len(group) > 1))
 
     def _measure(self):
-        self.sparsity = self.report().sparsity
+        self.sparsity = self._counted(self.masks).sparsity
 
 
 def _everything(model):

@@ -14,6 +14,7 @@ import math
 import keras
 import numpy as np
 
+from tfrobust.contract import is_number
 from tfrobust.pruning.select import amount
 
 UNITS = ("epochs", "steps")
@@ -28,8 +29,7 @@ def whole_number(name, value, least):
 
 def fraction(name, value):
     """`value` as a float in [0, 1), or a ValueError."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not 0 <= value < 1:
+    if not is_number(value) or not 0 <= value < 1:
         raise ValueError(
             f"`{name}` must lie in [0, 1): the fraction of weights that is pruned, never all of "
             f"them. Received: {name}={value!r}"
@@ -154,9 +154,10 @@ class Ladder(Schedule):
     """
 
     def __init__(self, targets, every=1, begin=0, unit="epochs"):
-        self.targets = [fraction("targets", target) for target in targets]
+        many = np.iterable(targets)
+        self.targets = [fraction("targets", target) for target in targets] if many else []
         if not self.targets or sorted(set(self.targets)) != self.targets:
-            raise ValueError(f"`targets` must be an ascending list. Received: targets={targets}")
+            raise ValueError(f"`targets` must be an ascending list. Received: targets={targets!r}")
         super().__init__(len(self.targets), every, begin, unit)
 
     def target(self, update):
@@ -252,7 +253,7 @@ class Threshold(Schedule):
 
     def __init__(self, quality, updates=1, every=1, begin=0, unit="epochs"):
         super().__init__(updates, every, begin, unit)
-        if not isinstance(quality, int | float) or not 0 < quality < math.inf:
+        if not is_number(quality) or quality <= 0:
             raise ValueError(f"`quality` must be > 0. Received: quality={quality!r}")
         self.quality = float(quality)
 

@@ -15,16 +15,19 @@ the classifier has exact zeros at every step. They are played inside a game:
 """
 
 import math
+import warnings
+from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfrobust import noise
+from tfrobust.contract import is_number
 from tfrobust.layers.mask import Mask
 from tfrobust.layers.transform import WeightTransform, assign, straight_through
 from tfrobust.pruning.constraint import numpy
-from tfrobust.pruning.places import prunable
+from tfrobust.pruning.places import exclusions, prunable
 from tfrobust.pruning.schedule import fraction as checked_fraction
 from tfrobust.pruning.schedule import whole_number
 from tfrobust.pruning.select import amount
@@ -45,14 +48,29 @@ class Shadowed(WeightTransform):
 
     def __init__(self, exclude=(), **kwargs):
         super().__init__(**kwargs)
-        single = isinstance(exclude, str | dict) or callable(exclude)
-        exclude = [exclude] if single else list(exclude)
         restored = keras.saving.deserialize_keras_object
+        exclude = exclusions(exclude, dict)
         self.exclude = tuple(restored(e) if isinstance(e, dict) else e for e in exclude)
 
     def targets(self, classifier):
         self._kept.kernels, _ = prunable(classifier, self.exclude)
         return [place.kernel for place in self._kept.kernels]
+
+    def finite(self, number):
+        """Kernel and bias of target `number`, as NumPy arrays.
+
+        Raises:
+            ValueError: they hold NaN or infinity.
+        """
+        place = self._kept.kernels[number]
+        found = [place.kernel, getattr(place.layer, "bias", None)]
+        values = [numpy(v) for v in found if isinstance(v, keras.Variable)]
+        if not all(np.isfinite(v.astype(np.float32)).all() for v in values):
+            raise ValueError(
+                "`classifier` weights must be finite. "
+                f"Received: layer '{place.name}' with NaN or infinity"
+            )
+        return values
 
     def figures(self):
         """`sparsity`: fraction of zeros in the kernels that are pruned, in [0, 1]."""
@@ -77,8 +95,9 @@ class Surgery(Shadowed):
 
     with T = max(mu + c sigma, 0) fixed before the first step: mu and sigma are mean and standard
     deviation of |w| over the layer's nonzero weights and biases. So c, not a fraction, says how
-    much goes. Weight decay of the optimizer acts on the shadows, weight penalties on the weights.
-    Unlike the authors' code, biases are not pruned.
+    much goes, and a warning tells where that is all of a layer. Weight decay of the optimizer acts
+    on the shadows, weight penalties on the weights. Unlike the authors' code, biases are not
+    pruned.
 
     Args:
         c: Float, or {layer name: float} for all kernels that are pruned; may be negative.
@@ -86,7 +105,7 @@ class Surgery(Shadowed):
         stop: Integer >= 1, iterations after which the masks stay, or None.
         lower, upper: Floats with 0 < lower <= upper, the hysteresis around T.
         exclude: As for `tr.pruning.MagnitudePruning`.
-        seed: Integer.
+        seed: Integer >= 0.
 
     Reference: Guo, Yao and Chen, Dynamic network surgery for efficient DNNs (2016),
     https://arxiv.org/abs/1608.04493, eq. 3.
@@ -117,21 +136,23 @@ class Surgery(Shadowed):
     ):
         super().__init__(exclude=exclude, **kwargs)
         for value in c.values() if isinstance(c, dict) else [c]:
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"`c` must be a number, or one for each layer. Received: c={c!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"`c` must be finite. Received: c={c!r}")
+            if not is_number(value) or abs(value) > np.finfo("float32").max:
+                raise ValueError(f"`c` must be finite in float32. Received: c={c!r}")
         for name, value in (("gamma", gamma), ("power", power)):
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            if not is_number(value) or value < 0:
                 raise ValueError(f"`{name}` must be >= 0. Received: {name}={value!r}")
-        if not 0 < lower <= upper < math.inf:
+        if not (is_number(lower) and is_number(upper) and 0 < lower <= upper):
             raise ValueError(
-                f"`lower` and `upper` must be 0 < lower <= upper. Received: {lower}, {upper}"
+                "`lower` and `upper` must be numbers with 0 < lower <= upper. "
+                f"Received: lower={lower!r}, upper={upper!r}"
             )
         self.c = {k: float(v) for k, v in c.items()} if isinstance(c, dict) else float(c)
         self.gamma, self.power = float(gamma), float(power)
         self.stop = None if stop is None else whole_number("stop", stop, 1)
-        self.lower, self.upper, self.seed = float(lower), float(upper), int(seed)
+        self.lower, self.upper = float(lower), float(upper)
+        self.seed = whole_number("seed", seed, 0)
 
     def targets(self, classifier):
         kernels = super().targets(classifier)
@@ -150,13 +171,24 @@ class Surgery(Shadowed):
         }
 
     def reset(self, number, w, own):
-        place = self._kept.kernels[number]
-        bias = getattr(place.layer, "bias", None)
-        values = [numpy(v).ravel() for v in (w, bias) if isinstance(v, keras.Variable)]
-        sizes = np.abs(np.concatenate(values).astype(np.float64))
+        place, values = self._kept.kernels[number], self.finite(number)
+        sizes = np.abs(np.concatenate([v.ravel() for v in values]).astype(np.float64))
         sizes = sizes[sizes > 0]
         c = self.c[place.name] if isinstance(self.c, dict) else self.c
         threshold = max(sizes.mean() + c * sizes.std(), 0.0) if sizes.size else 0.0
+        largest = np.abs(values[0].astype(np.float64)).max()
+        if not self.upper * threshold <= np.finfo("float32").max:
+            raise ValueError(
+                f"`c` must give a threshold that float32 holds. Received: c={c:g}, threshold "
+                f"{threshold:g} in layer '{place.name}'"
+            )
+        if 0 < largest <= self.lower * threshold:
+            warnings.warn(
+                f"`c`={c:g} prunes every weight of layer '{place.name}': its largest is "
+                f"{largest:.3g}, the threshold {threshold:.3g}. Its output then says nothing "
+                "of its input until some return, if they can. Take a smaller `c`.",
+                stacklevel=2,
+            )
         own["threshold"].assign(threshold)
         own["shadow"].assign(w.value)
         own["mask"].assign(np.ones(w.shape, bool))
@@ -236,7 +268,7 @@ class LearnedScores(Shadowed):
         }
 
     def reset(self, number, w, own):
-        place, value = self._kept.kernels[number], numpy(w)
+        place, (value, *_) = self._kept.kernels[number], self.finite(number)
         fan_in = place.size / place.filters
         largest = np.abs(value).max() or 1.0
         own["weights"].assign(value)

@@ -15,6 +15,7 @@ from tfrobust.attacks.attack import Attack
 from tfrobust.data import Batches
 from tfrobust.layers.transform import WeightTransform
 from tfrobust.pruning.borrowed import refuse
+from tfrobust.pruning.constraint import unwrapped
 
 
 def parts(classifier, attack, validation_attack, regularizers, transform=None):
@@ -38,7 +39,7 @@ def parts(classifier, attack, validation_attack, regularizers, transform=None):
 def averages(optimizers, transform):
     """Averages of what a transform trains would take the place of the classifier's weights."""
     for group, optimizer in optimizers.items():
-        if transform is not None and optimizer.use_ema:
+        if transform is not None and any(o.use_ema for o in unwrapped([optimizer])):
             raise ValueError(
                 "`optimizer` must not average weights (use_ema) in a game with `transform`. "
                 f"Received: {type(optimizer).__name__} for group {group!r}"
@@ -70,7 +71,7 @@ def callbacks(given):
         refuse(callback, "callbacks")
 
 
-def batch(classifier, x, y):
+def batch(classifier, x, y, sample_weight=None):
     """Float32 images of one batch; its values are checked when the step runs."""
     if not (tf.is_tensor(x) and tf.is_tensor(y)):
         raise TypeError(
@@ -90,6 +91,11 @@ def batch(classifier, x, y):
         raise ValueError(
             f"`y` must be integers (batch,) or one-hot rows (batch, {classes}). "
             f"Received: shape={tuple(y.shape)}"
+        )
+    shape = getattr(sample_weight, "shape", ())
+    if len(shape) > 1 and shape[1:] != (1,):
+        raise ValueError(
+            f"`sample_weight` must have shape (batch,). Received: shape={tuple(shape)}"
         )
     x = tf.cast(x, tf.float32)
     # NaN makes the comparison false.

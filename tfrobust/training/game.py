@@ -199,7 +199,7 @@ class Game(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = checks.batch(self.classifier, x, y)
+        x = checks.batch(self.classifier, x, y, sample_weight)
         checks.loss_fits(self.loss, y, self.classifier.output_shape[-1])
         batch = Batch(x, y, sample_weight, self.attacked(x, y), tf.shape(x)[0])
         variables, first = self.group_variables(), None
@@ -233,7 +233,7 @@ class Game(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = checks.batch(self.classifier, x, y)
+        x = checks.batch(self.classifier, x, y, sample_weight)
         attack = self.validation_attack
         x_adv = attack.within(self.classifier, x, y, tf.constant(self.seed))
         batch = Batch(x, y, sample_weight, x_adv, tf.shape(x)[0])
@@ -262,11 +262,16 @@ class Game(keras.Model):
         checks.validation(self.classifier, kwargs.get("validation_data"))
         checks.unchanged(self)
         checks.callbacks(callbacks)
-        if self.transform:
-            self.transform.begin()
+        update.begin(self.transform)
         callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
         with checks.plainly():
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """As `keras.Model.train_on_batch`."""
+        update.begin(self.transform)
+        with checks.plainly():
+            return super().train_on_batch(*args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`, with the checks of `fit`."""
@@ -307,10 +312,8 @@ class Game(keras.Model):
                 "`loss` must take logits, for example "
                 f"keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: {loss!r}"
             )
-        if kwargs.get("auto_scale_loss", True) and self._half_precision():
-            optimizers = {g: _scaled(o) for g, o in optimizer.items()}
-        else:
-            optimizers = dict(optimizer)
+        half = kwargs.get("auto_scale_loss", True) and self._half_precision()
+        optimizers = {g: _scaled(o) if half else o for g, o in optimizer.items()}
         first = optimizers[self.groups[0]]
         checks.averages(optimizer, self.transform)
         super().compile(optimizer=first, loss=loss, metrics=metrics, **kwargs)

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfrobust.contract import is_number
+
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
@@ -16,7 +18,10 @@ def number_config(number):
 
 
 def check_number(name, number):
-    wrong = isinstance(number, str) or number is None
-    if wrong or (not isinstance(number, Schedule) and not number >= 0):
-        raise ValueError(f"`{name}` must be >= 0 or a Keras schedule. Received: {name}={number!r}")
-    return number
+    """A float >= 0, or the Keras schedule as it is."""
+    if isinstance(number, Schedule):
+        return number
+    if not is_number(number) or number < 0:
+        shown = " ".join(repr(number).split())
+        raise ValueError(f"`{name}` must be >= 0 or a Keras schedule. Received: {name}={shown}")
+    return float(number)

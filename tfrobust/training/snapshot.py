@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfrobust import files
 
-FORMAT = 1
+FORMAT = 2
 
 
 def optimizers(model):
@@ -89,8 +89,46 @@ def fingerprint(model, data):
         if not key.startswith("metric")
     ]
     text = json.dumps(result, default=lambda o: getattr(o, "__name__", type(o).__name__))
-    # Keras numbers its names: the same net is "dense_3" where others were built before it.
-    return _without_speed(json.loads(re.sub(r"_\d+(?=[\"/])", "", text)))
+    result = _without_speed(json.loads(text))
+    return _renamed(result, _numbered(result))
+
+
+def _numbered(value):
+    """{name: name that is the same in every process} of all objects in a config.
+
+    Keras numbers its names per process: the same layers are "dense" and "dense_1", or "dense_5" and
+    "dense_6" where others were built before. Here they are "dense" and "dense#1", in their order.
+
+    >>> _numbered([{"name": "dense_5"}, {"name": "dense_6"}, {"name": "block_2/conv"}])
+    {'dense_5': 'dense', 'dense_6': 'dense#1', 'block_2': 'block', 'conv': 'conv'}
+    """
+    names, counts = {}, {}
+
+    def walk(value):
+        if isinstance(value, dict):
+            if isinstance(value.get("name"), str):
+                for part in value["name"].split("/"):
+                    if part not in names:
+                        base = re.sub(r"_\d+$", "", part)
+                        number = counts[base] = counts.get(base, -1) + 1
+                        names[part] = f"{base}#{number}" if number else base
+            value = list(value.values())
+        for item in value if isinstance(value, list) else ():
+            walk(item)
+
+    walk(value)
+    return names
+
+
+def _renamed(value, names):
+    """`value` with all names replaced, those that a user refers to a layer by as well."""
+    if isinstance(value, dict):
+        return {_renamed(k, names): _renamed(v, names) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_renamed(v, names) for v in value]
+    if isinstance(value, str):
+        return "/".join(names.get(part, part) for part in value.split("/"))
+    return value
 
 
 def _without_speed(value):

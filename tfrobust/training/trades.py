@@ -30,6 +30,8 @@ def trades_attack(threat, steps=10, step_size=None):
     >>> trades_attack(Linf(0.3), steps=40, step_size=0.01).name
     'PGD-40'
     """
+    if not isinstance(threat, Threat):
+        raise TypeError(f"`threat` must be a tr.threats.Threat. Received: threat={threat!r}")
     if step_size is None:
         step_size = threat.epsilon / 4 or None
     return PGD(threat, steps, step_size, random_start=0.001, last_iterate=True, loss="kl")

@@ -43,6 +43,12 @@ def attached(transform, classifier):
     return transform
 
 
+def begin(transform):
+    """Lets the transform start from the weights that the classifier has, before steps."""
+    if transform is not None:
+        transform.begin()
+
+
 def figures(transform):
     """Names of what the transform reports."""
     return () if transform is None else tuple(transform.figures())
