@@ -129,19 +129,18 @@ class WeightTransform(keras.layers.Layer):
     def begin(self):
         """Starts from the classifier's weights, unless they are those of an earlier part."""
         kept = self._kept
-        kept.begun = True
         pairs = list(enumerate(zip(kept.targets, kept.own, strict=True)))
         same = (
             np.array_equal(_numpy(w), _numpy(self._constrained(w, own))) for _, (w, own) in pairs
         )
-        if self.begun.numpy() and all(same):
-            return
-        for number, (w, own) in pairs:
-            self.reset(number, w, own)
-        self.step.assign(0)
-        self.begun.assign(True)
-        self._advance()
-        self.write()
+        if not (self.begun.numpy() and all(same)):
+            for number, (w, own) in pairs:
+                self.reset(number, w, own)
+            self.step.assign(0)
+            self.begun.assign(True)
+            self._advance()
+            self.write()
+        kept.begun = True
 
     def trained(self, variables):
         """What an optimizer moves in place of `variables`."""

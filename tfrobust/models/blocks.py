@@ -4,14 +4,68 @@ Every activation is a layer of its own, so that a mask fits before or behind it,
 has a name.
 """
 
-import math
+from numbers import Integral
 
 import keras
 import numpy as np
 from keras import layers
 
+from tfrobust.contract import is_number
+
 # N(0, 2 / (k^2 filters)): He's variance over the outputs of a convolution.
 HE_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
+
+
+def at_least_one(name, value):
+    """`value` as an int, or a ValueError that names the argument."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
+    return int(value)
+
+
+def counts(name, values, length=None):
+    """`values` as a list of integers >= 1, of that length if one is given, or a ValueError."""
+    try:
+        found = [at_least_one(name, value) for value in values]
+        legal = length is None or len(found) == length
+    except (TypeError, ValueError):
+        legal = False
+    if not legal:
+        many = "" if length is None else f"{length} "
+        raise ValueError(f"`{name}` must hold {many}integers >= 1. Received: {name}={values!r}")
+    return found
+
+
+def classes_of(classes, input_shape, mask, least=1):
+    """`classes` as an int, after the arguments that all networks have were checked.
+
+    Raises:
+        TypeError: a `mask` that cannot make masks.
+        ValueError: `classes` below 1; an `input_shape` that is no shape, or whose images are
+            smaller than `least` pixels a side.
+    """
+    if mask is not None and not callable(mask):
+        raise TypeError(
+            "`mask` must be None or a factory mask(name=...) such as tr.layers.BetaBernoulliMask. "
+            f"Received: mask={mask!r}"
+        )
+    try:
+        shape = [
+            size if size is None else at_least_one("input_shape", size) for size in input_shape
+        ]
+    except (TypeError, ValueError):
+        shape = []
+    if not shape or (least > 1 and len(shape) != 3):
+        raise ValueError(
+            "`input_shape` must be (height, width, channels). "
+            f"Received: input_shape={input_shape!r}"
+        )
+    if any(size is not None and size < least for size in shape[:2]):
+        raise ValueError(
+            f"`input_shape` must be {least} x {least} pixels at the least, or nothing is left "
+            f"behind the pools. Received: input_shape={input_shape!r}"
+        )
+    return at_least_one("classes", classes)
 
 
 def units(widths, width):
@@ -20,8 +74,7 @@ def units(widths, width):
     >>> units((20, 50, 500), 0.1)
     [2, 5, 50]
     """
-    numeric = isinstance(width, int | float | np.number) and not isinstance(width, bool)
-    if not numeric or not (0 < width < math.inf):
+    if not is_number(width) or width <= 0:
         raise ValueError(f"`width` must be a number > 0. Received: width={width!r}")
     return [max(1, round(u * width)) for u in widths]
 

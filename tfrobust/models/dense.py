@@ -7,6 +7,7 @@ from tfrobust.models import blocks
 
 
 def _dense(classes, input_shape, mask, widths, name):
+    classes = blocks.classes_of(classes, input_shape, mask)
     inputs, x = blocks.image(input_shape)
     x = layers.Flatten(name="flatten")(x)
     for number, count in enumerate(widths, 1):
@@ -54,7 +55,7 @@ def lenet300_100(
         width: Float > 0 that scales `widths`.
 
     Raises:
-        ValueError: `width` is not a number > 0.
+        ValueError: `width` is not a number > 0, or `widths` are no integers >= 1.
 
     Reference: LeCun et al., Gradient-based learning applied to document recognition (1998), with
     ReLU; the net of Guo et al., Sparse DNNs with improved adversarial robustness (2018),
@@ -65,4 +66,5 @@ def lenet300_100(
     >>> lenet300_100().count_params()
     266610
     """
-    return _dense(classes, input_shape, mask, blocks.units(widths, width), name)
+    units = blocks.units(blocks.counts("widths", widths), width)
+    return _dense(classes, input_shape, mask, units, name)

@@ -35,7 +35,8 @@ def lenet5_caffe(
     >>> lenet5_caffe().count_params()
     431080
     """
-    first, second, dense = blocks.units(widths, width)
+    classes = blocks.classes_of(classes, input_shape, mask, least=16)
+    first, second, dense = blocks.units(blocks.counts("widths", widths, 3), width)
     inputs = x = keras.Input(input_shape, name="image")
     for number, filters in enumerate((first, second), 1):
         x = layers.Conv2D(filters, 5, name=f"conv{number}")(x)
@@ -66,7 +67,8 @@ def digits_net(
     >>> digits_net().output_shape
     (None, 10)
     """
-    first, second, dense = blocks.units(widths, width)
+    classes = blocks.classes_of(classes, input_shape, mask, least=2)
+    first, second, dense = blocks.units(blocks.counts("widths", widths, 3), width)
     inputs = x = keras.Input(input_shape, name="image")
     for number, filters in enumerate((first, second), 1):
         x = layers.Conv2D(filters, 3, padding="same", name=f"conv{number}")(x)

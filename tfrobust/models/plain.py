@@ -42,6 +42,7 @@ def cifar_large(
     >>> cifar_large().count_params(), cifar_large(input_shape=(28, 28, 1)).count_params()
     (2466858, 1974762)
     """
+    classes = blocks.classes_of(classes, input_shape, mask)
     narrow, wide, dense = blocks.units((32, 64, 512), width)
     inputs, x = blocks.image(input_shape, normalization)
     sizes = ((narrow, 3, 1), (narrow, 4, 2), (wide, 3, 1), (wide, 4, 2))
@@ -74,8 +75,8 @@ def all_cnn(
     Convolutions start from N(0, 2 / (k^2 filters)), biases at 0; the paper does not say how.
 
     Args:
-        classes, input_shape, mask, width, normalization: as for `cifar_large`; images of 16 x 16
-            at the least.
+        classes, input_shape, mask, width, normalization: as for `cifar_large`; images of 9 x 9 at
+            the least.
 
     Reference: Springenberg et al., Striving for simplicity (2014), https://arxiv.org/abs/1412.6806.
 
@@ -84,6 +85,7 @@ def all_cnn(
     >>> all_cnn().count_params()
     1369738
     """
+    classes = blocks.classes_of(classes, input_shape, mask, least=9)
     narrow, wide = blocks.units((96, 192), width)
     inputs, x = blocks.image(input_shape, normalization)
     sizes = [(narrow, 3, 1, "same"), (narrow, 3, 1, "same"), (narrow, 3, 2, "same")]

@@ -4,6 +4,7 @@ import keras
 from keras import layers
 from keras.src.ops.numpy import Pad
 
+from tfrobust.contract import is_number
 from tfrobust.models import blocks
 
 
@@ -52,7 +53,8 @@ def resnet32(
     >>> sum(v.shape.num_elements() for v in resnet32().trainable_variables)
     464154
     """
-    _at_least_one(blocks_per_stage)
+    classes = blocks.classes_of(classes, input_shape, mask)
+    blocks_per_stage = blocks.at_least_one("blocks_per_stage", blocks_per_stage)
     widths = blocks.units((16, 32, 64), width)
     inputs, x = blocks.image(input_shape, normalization)
     x = blocks.normalized(blocks.convolution(x, widths[0], "stem"), "norm_stem")
@@ -121,8 +123,9 @@ def wide_resnet28(
     >>> wide_resnet28(width=1 / 16).get_layer("conv3_4b").filters
     20
     """
-    _at_least_one(blocks_per_stage)
-    if not isinstance(widen, int | float) or not 0 < widen < float("inf"):
+    classes = blocks.classes_of(classes, input_shape, mask)
+    blocks_per_stage = blocks.at_least_one("blocks_per_stage", blocks_per_stage)
+    if not is_number(widen) or widen <= 0:
         raise ValueError(f"`widen` must be a number > 0. Received: widen={widen!r}")
     first, *widths = blocks.units((16, 16 * widen, 32 * widen, 64 * widen), width)
     inputs, x = blocks.image(input_shape, normalization)
@@ -140,8 +143,3 @@ def wide_resnet28(
     x = blocks.gated(blocks.normalized(x, "norm_last"), mask, "norm_last")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=name)
-
-
-def _at_least_one(count):
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"`blocks_per_stage` must be an integer >= 1. Received: {count!r}")

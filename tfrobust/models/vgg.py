@@ -40,6 +40,7 @@ def vgg16_bn(
     >>> net.get_layer("conv13").filters, net.get_layer("flatten").output.shape
     (32, (None, 128))
     """
+    classes = blocks.classes_of(classes, input_shape, mask, least=16)
     stages = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
     inputs, x = blocks.image(input_shape, normalization)
     x, number = _stages(x, stages, mask, width, pools=4)
@@ -88,6 +89,13 @@ def vgg_like(
     >>> vgg_like(width=1 / 16).get_layer("conv12").filters
     32
     """
+    try:
+        stages = [blocks.counts("stages", pair, 2) for pair in stages]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`stages` must be pairs (filters, convolutions) >= 1. Received: stages={stages!r}"
+        ) from None
+    classes = blocks.classes_of(classes, input_shape, mask, least=2 ** len(stages))
     inputs, x = blocks.image(input_shape, normalization)
     x, number = _stages(x, stages, mask, width, pools=len(stages))
     x = layers.Flatten(name="flatten")(x)

@@ -37,6 +37,7 @@ NORMALIZATIONS = (
     keras.layers.LayerNormalization,
     keras.layers.GroupNormalization,
 )
+LARGEST = float(np.finfo("float32").max)
 
 
 class Shadowed(WeightTransform):
@@ -138,7 +139,7 @@ class Surgery(Shadowed):
         for value in c.values() if isinstance(c, dict) else [c]:
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"`c` must be a number, or one for each layer. Received: c={c!r}")
-            if not is_number(value) or abs(value) > np.finfo("float32").max:
+            if not is_number(value) or abs(float(value)) > LARGEST:
                 raise ValueError(f"`c` must be finite in float32. Received: c={c!r}")
         for name, value in (("gamma", gamma), ("power", power)):
             if not is_number(value) or value < 0:
@@ -177,7 +178,7 @@ class Surgery(Shadowed):
         c = self.c[place.name] if isinstance(self.c, dict) else self.c
         threshold = max(sizes.mean() + c * sizes.std(), 0.0) if sizes.size else 0.0
         largest = np.abs(values[0].astype(np.float64)).max()
-        if not self.upper * threshold <= np.finfo("float32").max:
+        if not self.upper * threshold <= LARGEST:
             raise ValueError(
                 f"`c` must give a threshold that float32 holds. Received: c={c:g}, threshold "
                 f"{threshold:g} in layer '{place.name}'"
