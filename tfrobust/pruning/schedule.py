@@ -275,8 +275,8 @@ class Threshold(Schedule):
 class Keep(Schedule):
     """Prunes nothing: what is exactly zero when training begins stays zero.
 
-    For fine-tuning a pruned model after `load_model`, when the optimizer averages weights
-    (`use_ema`), and as a schedule for `tr.pruning.MagnitudePruning`; else `tr.pruning.freeze` does.
+    `tr.pruning.freeze` as a callback: for fine-tuning a pruned model after `load_model`, and for a
+    plain model around it whose optimizer averages weights (`use_ema`).
 
     >>> Keep().final
     0.0
