@@ -38,7 +38,15 @@ ATTACKS = [
     attacks.HopSkipJump(threats.Linf(0.1), steps=2, starts=2, samples=10),
 ]
 
-MASKS = [layers.BetaBernoulliMask]
+MASKS = [layers.BetaBernoulliMask, layers.VIBMask]
+
+
+def half_shut(mask):
+    """Shuts about half of the channels by the mask's own parameters."""
+    if isinstance(mask, layers.VIBMask):
+        mask.log_var.assign(np.linspace(4, -9, mask.log_var.shape[0]))
+    else:
+        mask.a_.assign(np.linspace(-9, 2, mask.a_.shape[0]))
 
 
 def attack_id(attack):

@@ -10,10 +10,12 @@ from tfrobust.layers.beta_bernoulli import BetaBernoulliMask, distributions
 from tfrobust.layers.insert import insert_masks
 from tfrobust.layers.mask import Mask, kept, masks
 from tfrobust.layers.transform import WeightTransform, straight_through
+from tfrobust.layers.vib import VIBMask
 
 __all__ = [
     "BetaBernoulliMask",
     "Mask",
+    "VIBMask",
     "WeightTransform",
     "distributions",
     "insert_masks",
