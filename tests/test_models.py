@@ -19,6 +19,8 @@ SIZES = [
     (M.cifar_large, {}, 2_466_858, 0),
     (M.cifar_large, {"input_shape": MNIST}, 1_974_762, 0),
     (M.all_cnn, {}, 1_369_738, 0),
+    (M.vgg16, {}, 14_991_946, 9_472 + 20),  # and the seeds of ten dropouts
+    (M.vgg16, {"classes": 100}, 15_038_116, 9_472 + 20),
     (M.vgg16_bn, {}, 15_311_818, 8_448),
     (M.vgg_like, {}, 12_626_378, 7_424),
     (M.resnet32, {}, 464_154, 2_272),
@@ -29,6 +31,7 @@ SMALL = {
     "lenet300_100": {"width": 0.1},
     "cifar_large": {"width": 1 / 8},
     "all_cnn": {"width": 1 / 8},
+    "vgg16": {"width": 1 / 16},
     "vgg16_bn": {"width": 1 / 16},
     "vgg_like": {"width": 1 / 16},
     "resnet32": {"width": 0.5, "blocks_per_stage": 2},
@@ -60,6 +63,20 @@ def test_parameters_are_those_of_the_papers(build, options, trainable, moving):
         assert not operation.name[-1].isdigit() or any(c.isalpha() for c in operation.name)
         assert isinstance(operation, layers.Activation) or not tr.graph.fused_activation(operation)
     assert [op.name for op in build(**options).operations] == [op.name for op in net.operations]
+
+
+def test_masks_of_vgg16():
+    """15 masks with 5,248 units, two parameters each, in the paper's slot or behind the ReLU."""
+    net = M.vgg16(mask=tr.layers.BetaBernoulliMask)
+    assert sum(total for _, _, total in tr.layers.kept(net)) == 5_248
+    assert len(tr.layers.masks(net)) == 15
+    assert count(net.trainable_variables) == 14_991_946 + 10_496
+    order = [layer.name for layer in net.layers]
+    assert order.index("mask_conv1") == order.index("norm1") - 1
+    order = [n.name for n in small("vgg16", mask=tr.layers.VIBMask, slot="after_activation").layers]
+    assert order.index("mask_conv1") == order.index("relu_conv1") + 1
+    with pytest.raises(ValueError, match="`slot` must be one of"):
+        M.vgg16(slot="before")
 
 
 @pytest.mark.slow

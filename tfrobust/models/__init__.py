@@ -6,6 +6,7 @@ from tfrobust.models.plain import all_cnn, cifar_large
 from tfrobust.models.prepare import prepare
 from tfrobust.models.residual import resnet32, wide_resnet28
 from tfrobust.models.vgg import vgg16_bn, vgg_like
+from tfrobust.models.vgg_anp import vgg16
 
 __all__ = [
     "all_cnn",
@@ -16,6 +17,7 @@ __all__ = [
     "linear",
     "prepare",
     "resnet32",
+    "vgg16",
     "vgg16_bn",
     "vgg_like",
     "wide_resnet28",
