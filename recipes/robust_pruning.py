@@ -163,14 +163,14 @@ def scratch(scene, data, args, work, seconds, epochs):
 
 
 def seconds_to_epochs(small, scene, data, args, seconds):
-    """Epochs of a scratch run that fill so many processor seconds: two are timed, one counts."""
+    """Epochs of a scratch run that fill so many processor seconds, from what a second one adds."""
     folder = args.work / "timing"
     net = pruning_stages.fresh(small, 0)
     clocks = [
         pruning_stages.from_scratch(net, scene, data, count, 1e-3, 0, folder, False).done[1]
         for count in (1, 2)
     ]
-    return max(1, round(seconds / (clocks[1] / 2)))
+    return max(1, round(seconds / (clocks[1] - clocks[0])))
 
 
 if __name__ == "__main__":
