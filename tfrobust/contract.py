@@ -13,7 +13,7 @@ array([3, 1], dtype=int32)
 
 import hashlib
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import keras
 import numpy as np
@@ -38,6 +38,40 @@ def is_number(value):
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
         return False
+
+
+def whole(name, value, least):
+    """`value` as an int.
+
+    Raises:
+        ValueError: not an integer of Python or NumPy, or below `least`.
+
+    >>> whole("batches", np.int64(3), 2)
+    3
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
+    return int(value)
+
+
+def built(model, name="model"):
+    """`model`, a Keras 3 model with weights.
+
+    Raises:
+        TypeError: no Keras 3 model.
+        ValueError: not built.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`{name}` must be a Keras 3 model; models of tf_keras and wrappers of tfmot are not. "
+            f"Received: {type(model).__module__}.{type(model).__name__}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"`{name}` must be built: call it on a batch first. "
+            f"Received: model '{model.name}' without weights"
+        )
+    return model
 
 
 def images(x, name="x"):

@@ -204,16 +204,7 @@ def penalise_kernels(model, regularizer):
             f"None. Received: {regularizer!r}"
         )
     classifier = getattr(model, "classifier", model)
-    if not isinstance(classifier, keras.Model):
-        raise TypeError(
-            "`model` must be a Keras 3 model or a game. "
-            f"Received: {type(model).__module__}.{type(model).__name__}"
-        )
-    if not classifier.built:
-        raise ValueError(
-            "`model` must be built: call it on a batch first. "
-            f"Received: model '{classifier.name}' without weights"
-        )
+    contract.built(classifier)
     names = []
     for layer in classifier._flatten_layers(include_self=False, recursive=True):
         for part in ("kernel", "depthwise", "pointwise"):

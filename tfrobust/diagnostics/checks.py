@@ -10,19 +10,6 @@ from tfrobust import attacks, contract, graph
 NORMS = ("l1", "l2", "linf")
 
 
-def whole(name, value, least):
-    """An integer >= `least`.
-
-    >>> whole("batches", np.int64(3), 2)
-    3
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
-    if value < least:
-        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
-    return int(value)
-
-
 def number(name, value, most=math.inf):
     """A finite float in [0, most].
 

@@ -124,10 +124,10 @@ def clever(
         )
     if not threat.epsilon > 0:
         raise ValueError(f"`threat` must have a radius > 0. Received: threat={threat!r}")
-    batches, samples = checks.whole("batches", batches, 2), checks.whole("samples", samples, 1)
-    seed = checks.whole("seed", seed, 0)
+    batches, samples = contract.whole("batches", batches, 2), contract.whole("samples", samples, 1)
+    seed = contract.whole("seed", seed, 0)
     if candidates is not None:
-        candidates = checks.whole("candidates", candidates, 1)
+        candidates = contract.whole("candidates", candidates, 1)
     if goal is not None:
         goal = contract.labels(goal, classes, "goal", count=len(x))
         if (goal == y).any():

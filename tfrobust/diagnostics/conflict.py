@@ -98,7 +98,7 @@ def gradient_conflict(model, loss_a, loss_b, x, y, batch_size=256):
     contract.fits(model, x)
     classes = contract.classes_of(model)
     y = contract.labels(y, classes, count=len(x))
-    batch_size = checks.whole("batch_size", batch_size, 1)
+    batch_size = contract.whole("batch_size", batch_size, 1)
     pair = [_loss("loss_a", loss_a, classes), _loss("loss_b", loss_b, classes)]
     weights = model.trainable_variables
     if not weights:

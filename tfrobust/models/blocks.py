@@ -4,29 +4,20 @@ Every activation is a layer of its own, so that a mask fits before or behind it,
 has a name.
 """
 
-from numbers import Integral
-
 import keras
 import numpy as np
 from keras import layers
 
-from tfrobust.contract import is_number
+from tfrobust.contract import is_number, whole
 
 # N(0, 2 / (k^2 filters)): He's variance over the outputs of a convolution.
 HE_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
 
 
-def at_least_one(name, value):
-    """`value` as an int, or a ValueError that names the argument."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
-    return int(value)
-
-
 def counts(name, values, length=None):
     """`values` as a list of integers >= 1, of that length if one is given, or a ValueError."""
     try:
-        found = [at_least_one(name, value) for value in values]
+        found = [whole(name, value, 1) for value in values]
         legal = length is None or len(found) == length
     except (TypeError, ValueError):
         legal = False
@@ -50,9 +41,7 @@ def classes_of(classes, input_shape, mask, least=1):
             f"Received: mask={mask!r}"
         )
     try:
-        shape = [
-            size if size is None else at_least_one("input_shape", size) for size in input_shape
-        ]
+        shape = [size if size is None else whole("input_shape", size, 1) for size in input_shape]
     except (TypeError, ValueError):
         shape = []
     if not shape or (least > 1 and len(shape) != 3):
@@ -65,7 +54,7 @@ def classes_of(classes, input_shape, mask, least=1):
             f"`input_shape` must be {least} x {least} pixels at the least, or nothing is left "
             f"behind the pools. Received: input_shape={input_shape!r}"
         )
-    return at_least_one("classes", classes)
+    return whole("classes", classes, 1)
 
 
 def units(widths, width):

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 from keras.src.ops.numpy import Pad
 
-from tfrobust.contract import is_number
+from tfrobust.contract import is_number, whole
 from tfrobust.models import blocks
 
 
@@ -54,7 +54,7 @@ def resnet32(
     464154
     """
     classes = blocks.classes_of(classes, input_shape, mask)
-    blocks_per_stage = blocks.at_least_one("blocks_per_stage", blocks_per_stage)
+    blocks_per_stage = whole("blocks_per_stage", blocks_per_stage, 1)
     widths = blocks.units((16, 32, 64), width)
     inputs, x = blocks.image(input_shape, normalization)
     x = blocks.normalized(blocks.convolution(x, widths[0], "stem"), "norm_stem")
@@ -124,7 +124,7 @@ def wide_resnet28(
     20
     """
     classes = blocks.classes_of(classes, input_shape, mask)
-    blocks_per_stage = blocks.at_least_one("blocks_per_stage", blocks_per_stage)
+    blocks_per_stage = whole("blocks_per_stage", blocks_per_stage, 1)
     if not is_number(widen) or widen <= 0:
         raise ValueError(f"`widen` must be a number > 0. Received: widen={widen!r}")
     first, *widths = blocks.units((16, 16 * widen, 32 * widen, 64 * widen), width)

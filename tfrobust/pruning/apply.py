@@ -1,8 +1,8 @@
 """Pruning without training, and holding what is zero: in place, on any built model."""
 
+from tfrobust.contract import built
 from tfrobust.pruning.constraint import detach, optimizers_of
 from tfrobust.pruning.figures import classifier_of
-from tfrobust.pruning.places import checked
 from tfrobust.pruning.pruner import Pruner
 from tfrobust.pruning.schedule import fraction as checked_fraction
 from tfrobust.pruning.select import amount
@@ -10,7 +10,7 @@ from tfrobust.pruning.settings import Settings
 
 
 def _hold(model, settings):
-    checked(classifier_of(model))
+    built(classifier_of(model))
     pruner = Pruner(classifier_of(model), settings)
     pruner.attach(model)
     return pruner
@@ -78,7 +78,7 @@ def release(model):
     Args:
         model: Built classifier, or a game.
     """
-    classifier = checked(classifier_of(model))
+    classifier = built(classifier_of(model))
     for variable in classifier.variables:
         detach(variable)
     for traced in {id(m): m for m in (model, classifier)}.values():

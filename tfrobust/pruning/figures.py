@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from tfrobust.contract import built
 from tfrobust.pruning.constraint import numpy
-from tfrobust.pruning.places import checked, kernels
+from tfrobust.pruning.places import kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def masks_of(model):
     >>> masks_of(net)["logits"].tolist(), sparsity(net)
     ([[False, True], [True, False]], 0.5)
     """
-    found, _ = kernels(checked(classifier_of(model)))
+    found, _ = kernels(built(classifier_of(model)))
     return {place.name: numpy(place.kernel) != 0 for place in found}
 
 

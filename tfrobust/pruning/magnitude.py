@@ -6,11 +6,12 @@ import warnings
 
 import keras
 
+from tfrobust.contract import built
 from tfrobust.layers.transform import WeightTransform
 from tfrobust.pruning.borrowed import adapted, refuse
 from tfrobust.pruning.constraint import optimizers_of
 from tfrobust.pruning.figures import classifier_of
-from tfrobust.pruning.places import checked, kernels
+from tfrobust.pruning.places import kernels
 from tfrobust.pruning.pruner import Pruner
 from tfrobust.pruning.schedule import Keep, Threshold
 from tfrobust.pruning.settings import Settings
@@ -135,7 +136,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._meet(neighbours(inspect.currentframe()))
-        classifier = checked(classifier_of(self.model))
+        classifier = built(classifier_of(self.model))
         self._alone(classifier)
         if self._pruner is None or self._pruner.model is not classifier:
             self._pruner = Pruner(classifier, None if self._keeps else self.settings)

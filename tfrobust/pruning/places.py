@@ -189,18 +189,3 @@ def _exclude(found, exclude):
             )
         for place in out:
             place.stays = place.stays or "it is excluded"
-
-
-def checked(model):
-    """`model` if it is a built Keras 3 model, else raises."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a Keras 3 model; models of tf_keras and wrappers of tfmot are not. "
-            f"Received: {type(model).__module__}.{type(model).__name__}"
-        )
-    if not model.built:
-        raise ValueError(
-            "`model` must be built: call it on a batch first. "
-            f"Received: model '{model.name}' without weights"
-        )
-    return model

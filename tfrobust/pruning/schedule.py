@@ -14,17 +14,10 @@ import math
 import keras
 import numpy as np
 
-from tfrobust.contract import is_number
+from tfrobust.contract import is_number, whole
 from tfrobust.pruning.select import amount
 
 UNITS = ("epochs", "steps")
-
-
-def whole_number(name, value, least):
-    """`value` as an int, or a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
-    return int(value)
 
 
 def fraction(name, value):
@@ -51,9 +44,9 @@ class Schedule:
     """
 
     def __init__(self, updates=1, every=1, begin=0, unit="epochs"):
-        self.updates = whole_number("updates", updates, 1)
-        self.every = whole_number("every", every, 1)
-        self.begin = whole_number("begin", begin, 0)
+        self.updates = whole("updates", updates, 1)
+        self.every = whole("every", every, 1)
+        self.begin = whole("begin", begin, 0)
         if unit not in UNITS:
             raise ValueError(f"`unit` must be one of {UNITS}. Received: unit={unit!r}")
         self.unit = unit

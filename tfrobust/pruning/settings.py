@@ -7,8 +7,8 @@ import warnings
 
 import numpy as np
 
+from tfrobust.contract import whole
 from tfrobust.pruning.places import exclusions
-from tfrobust.pruning.schedule import whole_number
 
 SCOPES, NORMALISE = ("layer", "global"), ("none", "fan_in")
 RESIDUAL = ("inside", "shared")
@@ -35,7 +35,7 @@ class Settings:
         self.structured, self.run = structured, None
         if structured is not None and not (isinstance(structured, str) and structured == "filters"):
             try:
-                count, size = (whole_number("structured", v, 1) for v in structured)
+                count, size = (whole("structured", v, 1) for v in structured)
                 legal = count < size
             except (TypeError, ValueError):
                 legal = False
@@ -69,7 +69,7 @@ class Settings:
             )
         self.scope, self.exclude, self.normalise = scope, exclusions(exclude), normalise
         self.shared = residual == "shared"
-        self.min_filters = whole_number("min_filters", min_filters, 1)
+        self.min_filters = whole("min_filters", min_filters, 1)
         self.rule = rule or magnitude
 
     @property

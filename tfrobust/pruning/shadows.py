@@ -23,13 +23,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import noise
-from tfrobust.contract import is_number
+from tfrobust.contract import is_number, whole
 from tfrobust.layers.mask import Mask
 from tfrobust.layers.transform import WeightTransform, assign, straight_through
 from tfrobust.pruning.constraint import numpy
 from tfrobust.pruning.places import exclusions, prunable
 from tfrobust.pruning.schedule import fraction as checked_fraction
-from tfrobust.pruning.schedule import whole_number
 from tfrobust.pruning.select import amount
 
 NORMALIZATIONS = (
@@ -151,9 +150,9 @@ class Surgery(Shadowed):
             )
         self.c = {k: float(v) for k, v in c.items()} if isinstance(c, dict) else float(c)
         self.gamma, self.power = float(gamma), float(power)
-        self.stop = None if stop is None else whole_number("stop", stop, 1)
+        self.stop = None if stop is None else whole("stop", stop, 1)
         self.lower, self.upper = float(lower), float(upper)
-        self.seed = whole_number("seed", seed, 0)
+        self.seed = whole("seed", seed, 0)
 
     def targets(self, classifier):
         kernels = super().targets(classifier)
