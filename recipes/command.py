@@ -1,8 +1,9 @@
-"""The command that a card names: what was typed, without folders of this machine."""
+"""What a card tells of a run: the command and the flags, without folders of this machine."""
 
 import shlex
 
 FOLDERS = ("--data-dir", "--work", "--out")
+FREE = {"data_dir", "work", "out", "resume", "command", "train_only"}
 
 
 def command_line(argv, recipe):
@@ -17,6 +18,11 @@ def command_line(argv, recipe):
             skip = False
         elif word.split("=")[0] in FOLDERS:
             skip = "=" not in word
-        elif word != "--resume":
+        elif word not in ("--resume", "--train-only"):
             kept.append(word)
     return shlex.join(["python", "-m", f"recipes.{recipe}", *kept])
+
+
+def settings(args):
+    """The flags that decide the figures."""
+    return {k: v for k, v in vars(args).items() if k not in FREE}

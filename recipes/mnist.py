@@ -75,9 +75,9 @@ def judges(args):
     return paper, ours, first
 
 
-def rising_epsilon(iterations):
-    """Epsilon from 0.05 to 0.3 over the first fifth of the iterations."""
-    return keras.optimizers.schedules.PolynomialDecay(0.05, max(iterations // 5, 1), EPSILON)
+def rising_epsilon(iterations, epsilon=EPSILON):
+    """From a sixth of epsilon to all of it, over the first fifth of the iterations."""
+    return keras.optimizers.schedules.PolynomialDecay(epsilon / 6, max(iterations // 5, 1), epsilon)
 
 
 def one_cycle(peak, iterations):

@@ -7,6 +7,7 @@ AutoAttack follows in its own recipe: python -m recipes.autoattack.
 
 import tfrobust as tr
 from recipes import mnist
+from recipes.command import settings
 
 EPS_GRID = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
 
@@ -114,9 +115,3 @@ def latencies(files, args):
     values = tr.export.latencies([reference, *(file.path for file in files)])
     names = ["unpruned net, float32", "float32", "int8"]
     return dict(zip(names, values, strict=True))
-
-
-def settings(args):
-    """The flags of the run, without folders."""
-    hidden = {"data_dir", "work", "out", "resume", "command"}
-    return {k: v for k, v in vars(args).items() if k not in hidden}

@@ -6,6 +6,7 @@ import time
 
 import tfrobust as tr
 from recipes import pruning_stages
+from recipes.command import settings
 
 
 def entry(net, label, scene, data, args, folder, told):
@@ -14,9 +15,6 @@ def entry(net, label, scene, data, args, folder, told):
     What was done before is taken up again with --resume; the start is judged once for all runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not args.resume and told:
-        for path in folder.glob(f"judge_{label}_*"):
-            path.unlink()
     test, began = (data.x_test, data.y_test), time.perf_counter()
     whole = tr.evaluate.robustness(
         net, test, [tr.attacks.FGSM(scene.threat)], state=folder / f"judge_{label}_all.npz"
@@ -37,8 +35,7 @@ def entry(net, label, scene, data, args, folder, told):
         footprint=tr.footprint.measure(net),
         seconds=told["seconds"][0] if told else None,
         settings={
-            **pruning_stages.settings(args),
-            "n": args.n,
+            **settings(args),
             **told,
             "zeros": pruning_stages.zeros(net),
         },

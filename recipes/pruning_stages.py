@@ -15,6 +15,7 @@ import numpy as np
 
 import tfrobust as tr
 from recipes import mnist
+from recipes.command import settings
 
 RUNG = 0.025  # of the prunable weights: 40 updates from 0 to 100 % (Sehwag et al., 2019)
 
@@ -86,32 +87,35 @@ def ladder(ratios):
     return sorted({r for r in rungs if r < max(ratios)} | {round(r, 4) for r in ratios})
 
 
-FREE = {"data_dir", "work", "out", "resume", "command", "train_only", "n"}
-
-
-def settings(args):
-    """The flags that decide what is trained."""
-    return {k: v for k, v in vars(args).items() if k not in FREE}
-
-
 def same_run(args, folder):
     """Keeps the flags in `folder`; with --resume refuses others than those of the run there."""
-    told, path = settings(args), tr.files.target(folder / "settings.json")
-    if args.resume and folder.exists() and path.exists():
+    told, path = json.loads(json.dumps(trained_by(args))), folder / "settings.json"
+    if not args.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif path.exists():
         were = json.loads(path.read_text())
         other = {k: (were.get(k), v) for k, v in told.items() if were.get(k) != v}
         if other:
             shown = ", ".join(f"--{k} was {a}, is {b}" for k, (a, b) in other.items())
             raise SystemExit(f"`--resume` goes on with the flags of {folder}. Received: {shown}")
-    elif not args.resume:
-        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"`--resume` needs {path}, the flags of what {folder} holds: it is gone")
     text = json.dumps(told, indent=1) + "\n"
     tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
 
 
+def trained_by(args):
+    """The flags that decide what is trained, not how many images judge it."""
+    return {k: v for k, v in settings(args).items() if k != "n"}
+
+
+def start_folder(args):
+    return pathlib.Path(args.start or mnist.SAVED / f"{args.data}_at")
+
+
 def start_net(args):
     """The robust net that `--start` names, by default saved_models/<data>_at."""
-    folder = pathlib.Path(args.start or mnist.SAVED / f"{args.data}_at")
+    folder = start_folder(args)
     if not (folder / "model.keras").exists():
         raise SystemExit(f"`--start` must be the folder of a saved net. Received: {folder}")
     try:
@@ -124,10 +128,15 @@ def start_net(args):
 
 def start_of(args):
     """(robust net, [wall, processor] seconds that it took, its epochs)."""
-    net = start_net(args)
-    folder = pathlib.Path(args.start or mnist.SAVED / f"{args.data}_at")
-    told = next(iter(tr.report.load(folder).to_dict()["models"].values()))["settings"]
-    return net, told["seconds"], told["epochs"]
+    net, folder = start_net(args), start_folder(args)
+    try:
+        told = next(iter(tr.report.load(folder).to_dict()["models"].values()))["settings"]
+        return net, told["seconds"], told["epochs"]
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise SystemExit(
+            f"`--start` must hold a card.json that tells the seconds and epochs of its training, "
+            f"as recipes.pretrain writes it. Received: {folder} ({type(error).__name__}: {error})"
+        ) from None
 
 
 class Curve(keras.callbacks.Callback):
@@ -199,6 +208,11 @@ def player(net, mode, scene, data, rate, seed, labels=None, epsilon=None):
     return game, tr.data.Batches(data.x_train, y, mnist.BATCH, seed=seed)
 
 
+def steps(data, epochs):
+    """Steps of so many epochs."""
+    return -(-len(data.x_train) // mnist.BATCH) * epochs
+
+
 def walk(net, scene, data, args, folder, labels=None):
     """Prunes up the ladder, fine-tuning between rungs; returns the rows of the curve.
 
@@ -211,8 +225,6 @@ def walk(net, scene, data, args, folder, labels=None):
     rows_file = folder / "curve.json"
     if args.resume and rows_file.exists():
         return json.loads(rows_file.read_text())
-    if not args.resume:
-        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(net, ratio, seconds):
@@ -245,19 +257,15 @@ def walk(net, scene, data, args, folder, labels=None):
 def settle(net, scene, data, args, folder, labels=None):
     """Fine-tunes a pruned net at its ratio, zeros held, on a one-cycle rate; returns the clock."""
     tr.pruning.freeze(net)
-    steps = -(-len(data.x_train) // mnist.BATCH) * args.settle
-    rate = mnist.one_cycle(args.peak, steps)
+    rate = mnist.one_cycle(args.peak, steps(data, args.settle))
     game, batches = player(net, args.finetune, scene, data, rate, args.seed + 100, labels)
     return mnist.train(game, batches, args.settle, folder, args.resume)
 
 
 def from_scratch(net, scene, data, epochs, peak, seed, folder, resume):
     """Adversarial training of random weights: epsilon rises over the first fifth."""
-    steps = -(-len(data.x_train) // mnist.BATCH) * epochs
-    epsilon = keras.optimizers.schedules.PolynomialDecay(
-        scene.threat.epsilon / 6, max(steps // 5, 1), scene.threat.epsilon
-    )
-    rate = mnist.one_cycle(peak, steps)
+    count = steps(data, epochs)
+    epsilon, rate = mnist.rising_epsilon(count, scene.threat.epsilon), mnist.one_cycle(peak, count)
     game, batches = player(net, "robust", scene, data, rate, seed, epsilon=epsilon)
     return mnist.train(game, batches, epochs, folder, resume)
 

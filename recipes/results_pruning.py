@@ -53,6 +53,21 @@ def cells(entry):
     )
 
 
+def ranking(data, kind, root=ROOT):
+    """How the runs of a table ranked what they pruned, from the settings of their cards."""
+    said = {}
+    for mode, title in MODES.items():
+        if found := cards(data, kind, mode, root).get(0):
+            models = [e for n, e in found[1]["models"].items() if n != START]
+            told = models[0]["settings"]
+            what = "l1 norm" if kind == "filters" else "magnitude"
+            what += " over fan-in" if told["normalise"] == "fan_in" else ""
+            where = "within each layer" if told["scope"] == "layer" else "across all layers"
+            rate = "" if mode == "none" else f"; ladder at learning rate {told['rate']:g}"
+            said.setdefault(f"{what}, {where}{rate}", []).append(title)
+    return [f"Ranked by {text} ({', '.join(titles)})." for text, titles in said.items()]
+
+
 def grid(data, kind, root=ROOT):
     """Ratios down, fine-tuning across; in the last column what Robust keeps of the start."""
     entries = {m: c[0][1]["models"] for m in MODES if 0 in (c := cards(data, kind, m, root))}
@@ -200,8 +215,7 @@ def page(root=ROOT):
         "fine-tuned once more at a falling learning rate. Cells: clean accuracy on all test images",
         "/ accuracy under PGD-40 with 5 starts / under AutoAttack (standard), both on the first",
         "1,000 test images, in per cent. A 95 % interval at 1,000 images is about +-2 points.",
-        "Filters are ranked by their l1 norm within each layer, weights by magnitude within each",
-        "layer; the output layer keeps its neurons.",
+        "The output layer keeps its neurons.",
     ]
     for data, title in DATA.items():
         start = before(data, root)
@@ -213,13 +227,16 @@ def page(root=ROOT):
         lines += [f"![accuracy along the ladder](pruning_{data}.svg)", ""]
         for kind, name in KINDS.items():
             if table := grid(data, kind, root):
-                lines += [f"### {name[0].upper()}{name[1:]}", "", *table, ""]
+                lines += [f"### {name[0].upper()}{name[1:]}", "", *ranking(data, kind, root), ""]
+                lines += [*table, ""]
                 lines += [*sizes(data, kind, root), ""]
         table, gaps = duel(data, root)
         if table:
             lines += ["### Is the parent worth it? Against the same small net from scratch", ""]
             lines += _verdict(gaps) + ["", *table, ""]
         lines.pop()
+    if not any(before(data, root) for data in DATA):
+        lines += ["", "No run has been judged yet."]
     return "\n".join([*lines, ""])
 
 

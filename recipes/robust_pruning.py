@@ -8,8 +8,7 @@ One run walks the whole curve; the nets at `--ratios` are fine-tuned once more a
 "scratch" trains the architectures that the robust run of the same seed left behind from random
 weights instead, for the same number of epochs in all or (`--budget seconds`) the same time.
 Command: python -m recipes.robust_pruning --structured filters --finetune robust
-Time: 30 to 60 minutes on 2 cores (MNIST), AutoAttack included; "nat" and "none" a third of it.
-Expected (MNIST, 90 % of the weights, robust): PGD-40 x 5 within 3 % of the start's.
+Time: 6 epochs of the ladder and 8 of settling at 3 ratios took 1,250 processor seconds (filters).
 """
 
 import json

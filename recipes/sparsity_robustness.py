@@ -22,7 +22,6 @@ import warnings
 
 import keras
 import numpy as np
-from keras import layers
 
 import tfrobust as tr
 from recipes import sparsity_plots
@@ -32,15 +31,6 @@ EPSILON, BATCH, RHO, DECAY = 0.1, 100, 1 / 3, 5e-4
 PENALTIES = (0.0, 1e-5, 1e-4, 1e-3)
 DIGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ONE_OR_SEVEN = keras.losses.BinaryCrossentropy(from_logits=True)  # the paper's softplus
-
-
-def dense(name, units, outputs):
-    """Flatten -> Dense with ReLU, for each of `units` -> logits."""
-    inputs = x = keras.Input((28, 28, 1), name="image")
-    x = layers.Flatten(name="flatten")(x)
-    for number, count in enumerate(units, 1):
-        x = layers.Dense(count, activation="relu", name=f"dense{number}")(x)
-    return keras.Model(inputs, layers.Dense(outputs, name="logits")(x), name=name)
 
 
 def convolutional(name):
@@ -75,11 +65,11 @@ class Plan:
 
 PLANS = {
     "linear_1v7": Plan(
-        'linear, "1" or "7"', lambda n: dense(n, (), 1), 2400, 400, 0.02, pair=(1, 7)
+        'linear, "1" or "7"', lambda n: tr.models.linear(1, name=n), 2400, 400, 0.02, pair=(1, 7)
     ),
-    "linear": Plan("linear, 10 classes", lambda n: dense(n, (), 10), 4800, 600, 0.02),
+    "linear": Plan("linear, 10 classes", lambda n: tr.models.linear(name=n), 4800, 600, 0.02),
     "lenet300_100": Plan(
-        "LeNet-300-100", lambda n: dense(n, (300, 100), 10), 6000, 600, 0.1, 1800, PENALTIES
+        "LeNet-300-100", lambda n: tr.models.lenet300_100(name=n), 6000, 600, 0.1, 1800, PENALTIES
     ),
     "lenet5": Plan("LeNet-5", convolutional, 2400, 200, 0.02, 600, PENALTIES, candidates=4),
 }

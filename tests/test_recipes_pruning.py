@@ -55,12 +55,18 @@ def test_a_run_goes_on_with_its_own_flags(tmp_path):
     args.rate = 2e-3
     with pytest.raises(SystemExit, match="--rate was 0.001, is 0.002"):
         pruning_stages.same_run(args, tmp_path / "run")
+    (tmp_path / "run" / "settings.json").rename(tmp_path / "run" / "other.json")
+    with pytest.raises(SystemExit, match="settings.json, the flags of what .* holds: it is gone"):
+        pruning_stages.same_run(args, tmp_path / "run")
 
 
 def test_a_start_that_is_none(tmp_path):
     args = argparse.Namespace(start=str(tmp_path), data="mnist")
     with pytest.raises(SystemExit, match="must be the folder of a saved net"):
         pruning_stages.start_net(args)
+    tr.export.keras_file(bank.dense(), tmp_path / "model.keras")
+    with pytest.raises(SystemExit, match="must hold a card.json that tells the seconds"):
+        pruning_stages.start_of(args)
     (tmp_path / "model.keras").write_bytes(b"no zip")
     with pytest.raises(SystemExit, match="must hold a readable model.keras"):
         pruning_stages.start_net(args)
@@ -69,6 +75,7 @@ def test_a_start_that_is_none(tmp_path):
 def test_page_without_cards_is_only_its_head(tmp_path):
     (tmp_path / "saved_models").mkdir()
     assert results_pruning.page(tmp_path).startswith("# Robust pruning")
+    assert "No run has been judged yet" in results_pruning.page(tmp_path)
     assert "##" not in results_pruning.page(tmp_path)
 
 
