@@ -42,8 +42,8 @@ ADVICE = {
     ),
     "pgd_above_apgd": "Quote the lower figure; PGD's loss or step size misleads it here.",
     "no_strong_attack": (
-        "Run tr.attacks.APGD (losses 'ce' and 'dlr_targeted') or AutoAttack before calling the "
-        "model robust."
+        "Run APGD on cross-entropy and on targeted DLR (apgd-ce and apgd-t in the shell), or "
+        "AutoAttack, before calling the model robust."
     ),
     "curve_above_chance": "Extend eps_grid until the accuracy falls to chance.",
     "masked_gradients": (
