@@ -60,6 +60,21 @@ def margin(logits, y, target=None):
     return gap if target is None else -gap
 
 
+def runner_up(logits, y):
+    """-log(1 - max over k != y of p_k), in nats: what MART adds to the cross-entropy.
+
+    The sum of the other probabilities is taken in the logarithm, so it is finite, and has a
+    gradient, where p_k rounds to 1.
+
+    >>> even, lost = tf.constant([[0.0, 0.0, 0.0]]), tf.constant([[0.0, 200.0]])
+    >>> [round(float(runner_up(z, tf.constant([0]))[0]), 3) for z in (even, lost)]
+    [0.405, 200.0]
+    """
+    logits, hot, _ = _parts(logits, y)
+    first = tf.one_hot(tf.argmax(logits - _BIG * hot, -1), logits.shape[-1])
+    return tf.reduce_logsumexp(logits, -1) - tf.reduce_logsumexp(logits - _BIG * first, -1)
+
+
 def correct(logits, y):
     """Bool `(batch,)`: the answer is y. It is the first of the largest logits, as in accuracy.
 

@@ -8,7 +8,7 @@ net = tr.layers.insert_masks(my_model, tr.layers.BetaBernoulliMask)
 
 from tfrobust.layers.beta_bernoulli import BetaBernoulliMask, distributions
 from tfrobust.layers.insert import insert_masks
-from tfrobust.layers.mask import Mask, kept, masks
+from tfrobust.layers.mask import Mask, freeze_masks, kept, masks
 from tfrobust.layers.transform import WeightTransform, straight_through
 from tfrobust.layers.vib import VIBMask
 
@@ -18,6 +18,7 @@ __all__ = [
     "VIBMask",
     "WeightTransform",
     "distributions",
+    "freeze_masks",
     "insert_masks",
     "kept",
     "masks",

@@ -92,6 +92,41 @@ def masks(model):
     return [layer for layer in model._flatten_layers() if isinstance(layer, Mask)]
 
 
+def freeze_masks(model):
+    """Freezes all masks of a model: the gate is `expected()` in training, too, and not trained.
+
+    So stage two of PAT (Madaan et al., 2020, section 5.3): masks learned by BP, then adversarial
+    training of the weights alone; BatchNormalization goes on. It sets `mask.trainable = False`,
+    which the config, `.keras` files and `tr.training.Resume` keep. Call it before `compile`;
+    `mask.trainable = True` undoes it.
+
+    Args:
+        model: Keras model with masks, or a game.
+
+    Returns:
+        Names of the masks.
+
+    Raises:
+        ValueError: the model has no mask.
+
+    Example:
+
+    >>> from tfrobust import layers
+    >>> net = keras.Sequential([keras.Input((3,)), layers.VIBMask(name="mask")])
+    >>> freeze_masks(net), len(net.trainable_variables)
+    (['mask'], 0)
+    """
+    found = masks(model)
+    if not found:
+        raise ValueError(
+            "`model` must have masks: call tr.layers.insert_masks(model, "
+            f"tr.layers.BetaBernoulliMask). Received: model '{model.name}' without masks"
+        )
+    for mask in found:
+        mask.trainable = False
+    return [mask.name for mask in found]
+
+
 def kept(model):
     """Units kept by each mask, as a list of (name, kept, all).
 

@@ -1,9 +1,27 @@
 """Games: `keras.Model` wrappers that train a classifier against an attack with plain `fit`."""
 
 from tfrobust.training.adversarial import AdversarialTraining
-from tfrobust.training.anp import ANP
+from tfrobust.training.anp import ANP, BP
+from tfrobust.training.awp import AWP
+from tfrobust.training.fast import FreeAT, fast_attack
 from tfrobust.training.game import Batch, Game
+from tfrobust.training.gradalign import GradAlign
+from tfrobust.training.mart import MART
 from tfrobust.training.resume import Resume
 from tfrobust.training.trades import TRADES, trades_attack
 
-__all__ = ["ANP", "AdversarialTraining", "Batch", "Game", "Resume", "TRADES", "trades_attack"]
+__all__ = [
+    "ANP",
+    "AWP",
+    "AdversarialTraining",
+    "BP",
+    "Batch",
+    "FreeAT",
+    "Game",
+    "GradAlign",
+    "MART",
+    "Resume",
+    "TRADES",
+    "fast_attack",
+    "trades_attack",
+]

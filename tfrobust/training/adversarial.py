@@ -25,8 +25,10 @@ def check_mix(mix):
 class AdversarialTraining(Game):
     """Minimises (c CE(f(x), y) + a CE(f(x'), y)) / (c + a) + regularizers, with mix = (c, a).
 
-    `mix=(0, 1)` is Madry et al. (2018); `(1, 2)` the mixed loss of the ANP-VS release; `(1, 0)`
-    standard training. With `VulnerabilitySuppression` among the regularizers it is AT-VS.
+    `mix=(0, 1)` is Madry et al. (2018); `(1, 2)` the mixed loss of the ANP-VS release. With
+    `VulnerabilitySuppression` among the regularizers it is AT-VS. `attack=None` is standard
+    training at its price, CE(f(x), y); so is `mix=(1, 0)`, which attacks all the same to report
+    `robust_accuracy`.
 
     Args:
         classifier, attack, regularizers, epsilon, weight_decay: see `Game`.
@@ -43,13 +45,12 @@ class AdversarialTraining(Game):
         self.mix = check_mix(mix)
         super().__init__(classifier, attack, **kwargs)
 
-    def terms(self):
-        return ("regularization",) if self.regularizers else ()
-
     def mixed(self, batch):
         """(loss of the weights, loss on adversarial images) from one round of passes."""
         clean_share, adversarial_share = (w / sum(self.mix) for w in self.mix)
-        needs_clean = clean_share or self.regularizers
+        if self.attack is None:
+            clean_share, adversarial_share = 0.0, 1.0
+        needs_clean = clean_share or self.regularizers or batch.x_adv is batch.x
         if needs_clean:
             clean, adversarial = self.passes(batch.x, batch.x_adv)
         else:
@@ -59,11 +60,8 @@ class AdversarialTraining(Game):
         loss = adversarial_share * adversarial_loss
         if clean_share:
             loss += clean_share * self.data_loss(batch, clean.logits)
-        if self.regularizers:
-            penalty = self.penalties(batch, clean, adversarial)
-            self.report("regularization", self.whole(penalty), batch.count)
-            loss += penalty
-        if clean is None and self._compile_metrics is not None:
+        loss += self.penalties(batch, clean, adversarial)
+        if clean is None and self._compile_metrics is not None and not self._quiet:
             clean = self.forward(batch.x, training=False)
         self.score(batch, None if clean is None else clean.logits, adversarial.logits)
         return loss + self.weight_penalty(), adversarial_loss

@@ -29,7 +29,7 @@ class ANP(AdversarialTraining):
 
     Args:
         classifier: Functional classifier with at least one `tr.layers.Mask`.
-        attack: The training attack.
+        attack: The training attack; None is `BP`.
         beta: Float >= 0 or Keras schedule of the iteration, weight of the KL term.
         train_size: Integer N, number of training examples (the KL is scaled by 1 / N).
         kl_weights: None or {mask name: float >= 0}, what a unit of that mask weighs in the KL term
@@ -107,3 +107,33 @@ class ANP(AdversarialTraining):
             "train_size": self.train_size,
             "kl_weights": self.kl_weights,
         }
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class BP(ANP):
+    """Bayesian pruning on clean images: ANP without an attack (Lee et al., 2018; Dai et al., 2018).
+
+    masks and weights:  CE(f(x), y) + beta / N * KL(masks)   (+ weight decay for the weights)
+
+    One pass a step. `tr.layers.freeze_masks(net)` afterwards, then `AdversarialTraining(net, ...)`,
+    is PAT. With a `validation_attack` validation reports `val_robust_accuracy`; without one nothing
+    is attacked at all, and nothing of that name is reported.
+
+    Args:
+        classifier: Functional classifier with masks of either kind.
+        beta: Float >= 0 or Keras schedule of the iteration; 1 is the evidence bound.
+        train_size: Integer N, number of training examples.
+        kl_weights, weight_decay, validation_attack, seed: see `ANP` and `Game`.
+
+    Example:
+
+    >>> from tfrobust import layers, models
+    >>> game = BP(models.digits_net(mask=layers.VIBMask), train_size=1000)
+    >>> game.compile(metrics=["accuracy"])
+    """
+
+    def __init__(self, classifier, beta=1.0, train_size=None, **kwargs):
+        super().__init__(classifier, None, beta=beta, train_size=train_size, **kwargs)
+
+    def get_config(self):
+        return {k: v for k, v in super().get_config().items() if k not in ("attack", "mix")}

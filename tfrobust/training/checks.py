@@ -23,7 +23,7 @@ def parts(classifier, attack, validation_attack, regularizers, transform=None):
     refuse(classifier, "classifier")
     contract.classifier(classifier)
     for name, value in (("attack", attack), ("validation_attack", validation_attack)):
-        if not isinstance(value, Attack) and not (name != "attack" and value is None):
+        if value is not None and not isinstance(value, Attack):
             raise TypeError(f"`{name}` must be a tr.attacks.Attack. Received: {value!r}")
         if value is not None:
             value.check_classes(contract.classes_of(classifier))
@@ -34,6 +34,24 @@ def parts(classifier, attack, validation_attack, regularizers, transform=None):
             "`transform` must be a tr.layers.WeightTransform such as tr.pruning.Surgery. "
             f"Received: {transform!r}"
         )
+
+
+def without_attack(attack, epsilon, regularizers):
+    """What makes no sense where nothing is attacked."""
+    if attack is None and epsilon is not None:
+        raise ValueError(f"`epsilon` must be None without an attack. Received: epsilon={epsilon}")
+    pairs = [r for r in regularizers if getattr(r, "weight", 1.0) and not hasattr(r, "penalty")]
+    if attack is None and pairs:
+        warnings.warn(
+            "`regularizers` compare clean with adversarial images, which are the same without an "
+            "attack: VulnerabilitySuppression is then 0.",
+            stacklevel=4,
+        )
+
+
+def weight_attack(given):
+    if given is not None and not hasattr(given, "played"):
+        raise TypeError(f"`weight_attack` must be a tr.training.AWP or None. Received: {given!r}")
 
 
 def averages(optimizers, transform):
@@ -111,6 +129,12 @@ def _within(name, values, high):
     legal = tf.reduce_all((values >= 0) & (values <= tf.cast(high, values.dtype)))
     text = f"`{name}` must lie in [0, {high:g}]. Received: values from"
     return tf.debugging.Assert(legal, [text, low, "to", top])
+
+
+def rows(count, most):
+    """Refuses a batch of more rows than a game keeps."""
+    text = "`batch_size` must be that of `fit` or more. Received:"
+    return tf.debugging.Assert(count <= most, [text, most, "for a batch of", count])
 
 
 @contextlib.contextmanager

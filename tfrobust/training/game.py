@@ -13,6 +13,7 @@ The classifier is what is saved, shrunk, verified and exported; the game is scaf
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -21,8 +22,8 @@ import tensorflow as tf
 from tfrobust import losses, noise, regularizers
 from tfrobust.layers.mask import masks
 from tfrobust.training import checks, update
+from tfrobust.training.compiled import Compiled
 from tfrobust.training.numbers import Schedule, check_number, number_config, value_at
-from tfrobust.training.resume import arranged
 
 
 @dataclasses.dataclass
@@ -31,7 +32,7 @@ class Batch:
 
     Attributes:
         x, y, sample_weight: As `fit` delivers them; `sample_weight` may be None.
-        x_adv: Adversarial images, no gradient.
+        x_adv: Adversarial images, no gradient; `x` itself in a game without an attack.
         count: Number of examples, a tensor.
     """
 
@@ -42,20 +43,17 @@ class Batch:
     count: Any
 
 
-def _scaled(optimizer):
-    """The optimizer with a loss scale of its own, against gradients that vanish in float16."""
-    scaler = keras.optimizers.LossScaleOptimizer
-    return optimizer if isinstance(optimizer, scaler) else scaler(optimizer)
-
-
-class Game(keras.Model):
+class Game(Compiled):
     """Base of all games.
 
     Args:
         classifier: Functional Keras classifier (logits out, pixels in [0, 1] in).
-        attack: `tr.attacks.Attack` that makes the adversarial images, `training=False`.
+        attack: `tr.attacks.Attack` that makes the adversarial images, `training=False`. None where
+            a game may go without (standard training, BP): nothing is computed for it then, and
+            no `robust_accuracy` is reported.
         regularizers: Callables `(clean, adversarial) -> (batch,)` such as
-            `tr.regularizers.VulnerabilitySuppression`.
+            `tr.regularizers.VulnerabilitySuppression`, or objects with
+            `penalty(game, batch) -> (batch,)` such as `tr.training.GradAlign`.
         epsilon: Float or Keras schedule of the iteration, radius in training (default: the
             threat's own). Schedules survive a resume, since they depend on the iteration only.
         weight_decay: Float >= 0; adds weight_decay / 2 * ||theta||^2 over the "weights" group.
@@ -64,6 +62,7 @@ class Game(keras.Model):
         seed: Integer, seed of the attack inside `fit`.
         transform: None, or a `tr.layers.WeightTransform` such as `tr.pruning.Surgery`: what the
             optimizers train in place of some of the classifier's variables.
+        weight_attack: None, or `tr.training.AWP`: gradients are taken at attacked weights.
 
     `fit` reports `loss`, `robust_accuracy`, and the compiled metrics on clean images;
     `evaluate` and validation report `val_robust_accuracy` under `validation_attack`.
@@ -82,10 +81,13 @@ class Game(keras.Model):
         validation_attack=None,
         seed=0,
         transform=None,
+        weight_attack=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         checks.parts(classifier, attack, validation_attack, regularizers, transform)
+        checks.without_attack(attack, epsilon, regularizers)
+        checks.weight_attack(weight_attack)
         self.classifier, self.attack = classifier, attack
         self.validation_attack = validation_attack or attack
         self.regularizers = [r for r in regularizers if getattr(r, "weight", 1.0)]
@@ -99,7 +101,10 @@ class Game(keras.Model):
             aggregation="only_first_replica",
         )  # fmt: skip
         self.transform = update.attached(transform, classifier)
-        names = ("robust_accuracy", *self.terms(), *update.figures(transform))
+        self.weight_attack, self._quiet = weight_attack, False
+        names = ["robust_accuracy"] if self.validation_attack is not None else []
+        names += ["regularization"] if self.regularizers else []
+        names += [*self.terms(), *update.figures(transform)]
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self._trunk, self._own_features = self._build_trunk()
         self.built = True
@@ -140,6 +145,9 @@ class Game(keras.Model):
         states = [tf.identity(v.value) for v in self._noise_states()]
         out = []
         for number, x in enumerate(images):
+            if number and x is images[0] and self.share_noise:
+                out.append(out[0])
+                continue
             if number and self.share_noise:
                 for variable, state in zip(self._noise_states(), states, strict=True):
                     variable.assign(state)
@@ -166,12 +174,19 @@ class Game(keras.Model):
         return loss * tf.distribute.get_strategy().num_replicas_in_sync
 
     def penalties(self, batch, clean, adversarial):
-        """Weighted mean of all regularizers on a pair of passes."""
+        """Weighted mean of all regularizers on a pair of passes, reported as `regularization`."""
+        if not self.regularizers:
+            return 0.0
         terms = []
         for regularizer, own in zip(self.regularizers, self._own_features, strict=True):
-            values = regularizer(clean.only(own), adversarial.only(own))
+            if own is None:
+                values = regularizer.penalty(self, batch)
+            else:
+                values = regularizer(clean.only(own), adversarial.only(own))
             terms.append(self.mean(values, batch))
-        return tf.add_n(terms)
+        penalty = tf.add_n(terms)
+        self.report("regularization", self.whole(penalty), batch.count)
+        return penalty
 
     def weight_penalty(self):
         """weight_decay / 2 * ||theta||^2 plus the classifier's own regularization losses."""
@@ -184,63 +199,107 @@ class Game(keras.Model):
 
     def report(self, name, value, count=1):
         """Adds to the mean that `fit` prints under `name`."""
-        self.trackers[name].update_state(tf.stop_gradient(value), sample_weight=count)
+        if not self._quiet:
+            self.trackers[name].update_state(tf.stop_gradient(value), sample_weight=count)
 
     def attacked(self, x, y, attack=None):
-        """Adversarial images of the current classifier in inference mode."""
-        epsilon = None if self.epsilon is None else value_at(self.epsilon, self.step.value)
+        """Adversarial images of the current classifier in inference mode, or `x` without attack."""
+        attack = attack or self.attack
+        if attack is None:
+            return x
+        return attack.within(self.classifier, x, y, self.draw(), epsilon=self.radius())
+
+    def radius(self):
+        """The radius of this iteration, or None: the threat's own."""
+        return None if self.epsilon is None else value_at(self.epsilon, self.step.value)
+
+    def draw(self):
+        """A seed for this iteration, another one on each replica: scalar uint32."""
         seed = noise.fold(tf.cast(self.seed, tf.uint32), self.step.value)
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
             seed = noise.fold(seed, context.replica_id_in_sync_group)
-        return (attack or self.attack).within(self.classifier, x, y, seed, epsilon=epsilon)
+        return seed
 
     # --- the steps ----------------------------------------------------------------------------
 
     def train_step(self, data):
+        x, y, sample_weight = self.unpacked(data)
+        self.play(Batch(x, y, sample_weight, self.attacked(x, y), tf.shape(x)[0]))
+        results, attacked = self.get_metrics_result(), self.attack is not None
+        return {k: v for k, v in results.items() if k != "robust_accuracy" or attacked}
+
+    def unpacked(self, data):
+        """(x, y, sample_weight) of what `fit` delivers, checked."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = checks.batch(self.classifier, x, y, sample_weight)
         checks.loss_fits(self.loss, y, self.classifier.output_shape[-1])
-        batch = Batch(x, y, sample_weight, self.attacked(x, y), tf.shape(x)[0])
+        return x, y, sample_weight
+
+    def play(self, batch, images=()):
+        """Plays every turn once: all groups are updated. Returns the gradients by `images`.
+
+        Args:
+            images: Tensors that the first turn's first loss is differentiated by, too.
+        """
         variables, first = self.group_variables(), None
         for turn in self.turns:
-            with noise.apart(self), tf.GradientTape(persistent=len(turn) > 1) as tape:
-                values = self.objective(batch, turn)
-                scaled = {g: self.optimizers[g].scale_loss(values[g]) for g in turn}
-            gradients = {g: tape.gradient(scaled[g], variables[g]) for g in turn}
-            del tape
+            watched = images if first is None else ()
+            evaluate = functools.partial(self.differentiated, batch, turn, variables, watched)
+            if self.weight_attack is None:
+                values, gradients, found = evaluate()
+            else:
+                values, gradients, found = self.weight_attack.played(self, evaluate, variables)
             for group in turn:
                 pairs = update.pairs(self.transform, gradients[group], variables[group])
                 if pairs:  # all masks may be frozen
                     self.optimizers[group].apply_gradients(pairs)
             if self.transform and turn is not self.turns[-1]:
                 self.transform.write()
-            first = values[turn[0]] if first is None else first
+            if first is None:
+                first, by_images = values[turn[0]], found
         self._loss_tracker.update_state(self.whole(first), sample_weight=batch.count)
         self.step.assign_add(1)
         if self.transform:
             self.transform.update()
             for name, value in self.transform.figures().items():
                 self.report(name, value)
-        return self.get_metrics_result()
+        return by_images
+
+    def differentiated(self, batch, turn, variables, images=()):
+        """({group: loss}, {group: gradients}, gradients by images) of one `objective`."""
+        with noise.apart(self), tf.GradientTape(persistent=len(turn) > 1) as tape:
+            tape.watch(images)
+            values = self.objective(batch, turn)
+            scaled = {g: self.optimizers[g].scale_loss(values[g]) for g in turn}
+        count, gradients, by_images = len(images), {}, None
+        for group in turn:
+            found = tape.gradient(scaled[group], [*images, *variables[group]])
+            by_images = found[:count] if by_images is None else by_images
+            gradients[group] = found[count:]
+        return values, gradients, by_images
 
     def score(self, batch, clean, adversarial):
         """Updates `robust_accuracy` and the compiled metrics from logits of this batch."""
-        right = tf.cast(losses.correct(adversarial, batch.y), tf.float32)
-        self.report("robust_accuracy", tf.reduce_mean(right), batch.count)
-        if self._compile_metrics is not None:
+        if batch.x_adv is not batch.x:  # else nothing was attacked
+            right = tf.cast(losses.correct(adversarial, batch.y), tf.float32)
+            self.report("robust_accuracy", tf.reduce_mean(right), batch.count)
+        if self._compile_metrics is not None and not self._quiet:
             self._compile_metrics.update_state(batch.y, clean, sample_weight=batch.sample_weight)
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = checks.batch(self.classifier, x, y, sample_weight)
-        attack = self.validation_attack
-        x_adv = attack.within(self.classifier, x, y, tf.constant(self.seed))
+        attack, x_adv = self.validation_attack, x
+        if attack is not None:
+            x_adv = attack.within(self.classifier, x, y, tf.constant(self.seed))
         batch = Batch(x, y, sample_weight, x_adv, tf.shape(x)[0])
-        clean = self.classifier(x, training=False)
+        clean = answers = self.classifier(x, training=False)
+        if attack is not None:
+            answers = self.classifier(x_adv, training=False)
         loss = self.whole(self.data_loss(batch, clean))
         self._loss_tracker.update_state(loss, sample_weight=batch.count)
-        self.score(batch, clean, self.classifier(x_adv, training=False))
+        self.score(batch, clean, answers)
         results = self.get_metrics_result()
         return {
             k: v for k, v in results.items() if k == "robust_accuracy" or k not in self.trackers
@@ -251,117 +310,20 @@ class Game(keras.Model):
 
     # --- Keras plumbing -----------------------------------------------------------------------
 
-    def fit(
-        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
-    ):
-        """As `keras.Model.fit`; `tr.data.Batches` come in the order of (seed, epoch).
-
-        Arrays are checked whole before the first step: pixels in [0, 1], integer labels in range.
-        """
-        checks.arrays(self.classifier, x, y)
-        checks.validation(self.classifier, kwargs.get("validation_data"))
-        checks.unchanged(self)
-        checks.callbacks(callbacks)
-        update.begin(self.transform)
-        callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
-        with checks.plainly():
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
-
-    def train_on_batch(self, *args, **kwargs):
-        """As `keras.Model.train_on_batch`."""
-        update.begin(self.transform)
-        with checks.plainly():
-            return super().train_on_batch(*args, **kwargs)
-
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.evaluate`, with the checks of `fit`."""
-        checks.arrays(self.classifier, x, y)
-        with checks.plainly():
-            return super().evaluate(x, y, *args, **kwargs)
-
-    def compile(self, optimizer=None, loss=None, metrics=None, **kwargs):
-        """As `keras.Model.compile`; `optimizer` is one optimizer or {group: optimizer}.
-
-        Without `loss`, sparse categorical cross-entropy from logits (binary for a single logit).
-
-        Raises:
-            ValueError: a missing or unknown group, or a loss that expects probabilities.
-        """
-        if optimizer is None:
-            optimizer = self.default_optimizers()
-        if not isinstance(optimizer, dict):
-            if len(self.groups) > 1:
-                raise ValueError(
-                    "`optimizer` must be a dict with one optimizer for each of the groups "
-                    f"{list(self.groups)}. Received: {optimizer!r}"
-                )
-            optimizer = {self.groups[0]: optimizer}
-        if set(optimizer) != set(self.groups):
-            raise ValueError(
-                f"`optimizer` must have the keys {sorted(set(self.groups))}. "
-                f"Received: {sorted(optimizer)}"
-            )
-        optimizer = {g: keras.optimizers.get(optimizer[g]) for g in dict.fromkeys(self.groups)}
-        if len({id(o) for o in optimizer.values()}) < len(optimizer):
-            raise ValueError("`optimizer` must hold a different optimizer object for each group.")
-        loss = self._default_loss() if loss is None else loss
-        options = getattr(loss, "_fn_kwargs", {})
-        from_logits = getattr(loss, "from_logits", options.get("from_logits"))
-        if isinstance(loss, str) or from_logits is False:
-            raise ValueError(
-                "`loss` must take logits, for example "
-                f"keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: {loss!r}"
-            )
-        half = kwargs.get("auto_scale_loss", True) and self._half_precision()
-        optimizers = {g: _scaled(o) if half else o for g, o in optimizer.items()}
-        first = optimizers[self.groups[0]]
-        checks.averages(optimizer, self.transform)
-        super().compile(optimizer=first, loss=loss, metrics=metrics, **kwargs)
-        self.optimizers = {**optimizers, self.groups[0]: self.optimizer}
-        # Keras skips an optimizer that is built lazily when it restores weights.
-        for group, variables in self.group_variables().items():
-            if not self.optimizers[group].built:
-                self.optimizers[group].build(update.trained(self.transform, variables))
-        self._owned = checks.owned(self)
-        self._compiled_with = {
-            "optimizer": optimizer, "loss": loss, "metrics": metrics, **kwargs
-        }  # fmt: skip
-
-    def _half_precision(self):
-        """Whether gradients pass through float16, whatever the global policy is by now."""
-        layers = self.classifier._flatten_layers(include_self=False)
-        return any(layer.compute_dtype == "float16" for layer in layers)
-
-    def _default_loss(self):
-        if self.classifier.output_shape[-1] == 1:
-            return keras.losses.BinaryCrossentropy(from_logits=True)
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def get_compile_config(self):
-        if not self.compiled:
-            return {}
-        serialize = keras.saving.serialize_keras_object
-        optimizers = {g: serialize(o) for g, o in self._compiled_with["optimizer"].items()}
-        others = {k: v for k, v in self._compiled_with.items() if k != "optimizer"}
-        return {"optimizer": optimizers, "others": serialize(others)}
-
-    def compile_from_config(self, config):
-        if not config:
-            return
-        deserialize = keras.saving.deserialize_keras_object
-        optimizers = {g: deserialize(o) for g, o in config["optimizer"].items()}
-        self.compile(optimizer=optimizers, **deserialize(config["others"]))
-
     def _build_trunk(self):
         """(trunk, for each regularizer the positions of its features among the trunk's)."""
         if not self.regularizers:
             return None, ()
         own = [
-            getattr(r, "features", None) or regularizers.feature_layers(self.classifier)
+            None
+            if hasattr(r, "penalty")
+            else getattr(r, "features", None) or regularizers.feature_layers(self.classifier)
             for r in self.regularizers
         ]
-        names = list(dict.fromkeys(name for part in own for name in part))
-        places = tuple(tuple(map(names.index, part)) for part in own)
+        names = list(dict.fromkeys(name for part in own for name in part or ()))
+        places = tuple(None if part is None else tuple(map(names.index, part)) for part in own)
+        if not names:
+            return None, places
         return regularizers.with_features(self.classifier, names), places
 
     def _noise_states(self):
@@ -387,6 +349,7 @@ class Game(keras.Model):
             "validation_attack": None if same else serialize(self.validation_attack),
             "seed": self.seed,
             "transform": serialize(self.transform),
+            "weight_attack": serialize(self.weight_attack),
         }
 
     @classmethod

@@ -85,7 +85,7 @@ class TRADES(Game):
             )
 
     def terms(self):
-        return ("kl", *(("regularization",) if self.regularizers else ()))
+        return ("kl",)
 
     def objective(self, batch, turn):
         del turn
@@ -98,10 +98,7 @@ class TRADES(Game):
         beta = value_at(self.beta, self.step.value)
         loss = self.data_loss(batch, clean.logits) + beta * divergence
         self.report("kl", self.whole(divergence), batch.count)
-        if self.regularizers:
-            penalty = self.penalties(batch, clean, adversarial)
-            self.report("regularization", self.whole(penalty), batch.count)
-            loss += penalty
+        loss += self.penalties(batch, clean, adversarial)
         self.score(batch, clean.logits, adversarial.logits)
         return {"weights": loss + self.weight_penalty()}
 
