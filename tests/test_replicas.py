@@ -91,8 +91,24 @@ def afd():
     return test_three_players.game()
 
 
+def mart_awp():
+    game = tr.training.MART(bank.classifier(), STILL, beta=3.0, weight_attack=tr.training.AWP(0.1))
+    game.compile(SGD(0.1, momentum=0.9))
+    return game
+
+
+def free_at():
+    game = tr.training.FreeAT(
+        bank.classifier(), tr.threats.L2(0.7), replays=2, batch_size=BATCH, mix=(1, 2)
+    )
+    game.compile(SGD(0.1))
+    return game
+
+
 GAMES = {
     "AT-VS": at_vs,
+    "MART, AWP": mart_awp,
+    "Free AT": free_at,
     "ANP-VS": anp_vs,
     "TRADES": trades,
     "three players": afd,
@@ -112,7 +128,9 @@ def trained(make, weighted=False):
 
 def values(game):
     optimizers = [v for o in game.optimizers.values() for v in o.variables]
-    return [np.asarray(v.numpy(), "float64") for v in (*game.trainable_variables, *optimizers)]
+    carried = [game.carried] if isinstance(game, tr.training.FreeAT) else []
+    found = (*game.trainable_variables, *optimizers, *carried)
+    return [np.asarray(v.numpy(), "float64") for v in found]
 
 
 def compared(strategy, make, weighted=False):
@@ -240,8 +258,9 @@ def test_two_replicas_report_as_one_device(measured, name):
 
 @pytest.mark.parametrize("name", GAMES)
 def test_a_step_of_two_replicas_is_one_step(measured, name):
-    assert measured[name]["step"] == STEPS
-    assert set(measured[name]["iterations"]) == {STEPS}
+    steps = 2 * STEPS if name == "Free AT" else STEPS  # two replays
+    assert measured[name]["step"] == steps
+    assert set(measured[name]["iterations"]) == {steps}
 
 
 @pytest.mark.parametrize("kind", ["gates", "next draw", "starts", "dropout"])

@@ -134,6 +134,9 @@ def _within(name, values, high):
 def rows(count, most):
     """Refuses a batch of more rows than a game keeps."""
     text = "`batch_size` must be that of `fit` or more. Received:"
+    known = tf.get_static_value(count)
+    if known is not None and known > most:
+        raise ValueError(f"{text} {most} for a batch of {known}")
     return tf.debugging.Assert(count <= most, [text, most, "for a batch of", count])
 
 

@@ -76,6 +76,10 @@ class TRADES(Game):
         self.beta = check_number("beta", beta)
         if isinstance(attack, Threat):
             attack = trades_attack(attack)
+        if attack is None:
+            raise TypeError(
+                "`attack` must be a tr.attacks.Attack or a tr.threats.Threat. Received: attack=None"
+            )
         super().__init__(classifier, attack, **kwargs)
         if not losses.from_clean(attack.loss):
             warnings.warn(
