@@ -9,14 +9,13 @@ median over rounds of seconds / seconds of plain AT.
 
 import argparse
 import functools
-import json
-import statistics
 import time
 
 import keras
 import tensorflow as tf
 
 import tfrobust as tr
+from bench import timing
 
 THREAT = tr.threats.Linf(0.1)
 PLAIN = "AT, PGD-7"
@@ -56,18 +55,21 @@ def main():
     keras.utils.set_random_seed(0)
     data = tr.data.load("digits")
     x, y = (tf.constant(v[: args.batch]) for v in (data.x_train, data.y_train))
-    steps = {name: compiled(g) for name, g in games(len(data.x_train), args.batch).items()}
-    seconds = {name: [] for name in steps}
-    for turn in range(args.rounds + 2):  # the first two trace and warm up
-        for name, step in steps.items():
-            began = time.process_time()
-            float(step(x, y)["loss"])
-            if turn > 1:
-                seconds[name].append(time.process_time() - began)
-    for name, found in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(found, seconds[PLAIN], strict=True))
-        milli = 1e3 * statistics.median(found)
-        print(json.dumps({"name": name, "ms": round(milli, 2), "ratio": round(ratio, 2)}))
+    contenders = {
+        name: functools.partial(seconds, compiled(game), x, y)
+        for name, game in games(len(data.x_train), args.batch).items()
+    }
+    for contender in contenders.values():
+        contender()  # Keras makes metrics in the first step, which is traced once more
+    for row in timing.rows(timing.interleaved(contenders, args.rounds), PLAIN):
+        print(f"{row['ratio']:6.2f} x  {1e3 * row['seconds']:8.2f} ms  {row['name']}")
+
+
+def seconds(step, x, y):
+    """Processor seconds of one step."""
+    began = time.process_time()
+    float(step(x, y)["loss"])
+    return time.process_time() - began
 
 
 if __name__ == "__main__":
