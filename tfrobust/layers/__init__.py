@@ -3,10 +3,12 @@
 net = tr.models.lenet5_caffe(mask=tr.layers.BetaBernoulliMask)
 net = tr.layers.insert_masks(my_model, tr.layers.BetaBernoulliMask)
 
-`WeightTransform` owns variables that weights are functions of.
+`WeightTransform` owns variables that weights are functions of; with `GaussianWeights` every weight
+is a Gaussian.
 """
 
 from tfrobust.layers.beta_bernoulli import BetaBernoulliMask, distributions
+from tfrobust.layers.gaussian import GaussianWeights, SampledWeights
 from tfrobust.layers.insert import insert_masks
 from tfrobust.layers.mask import Mask, freeze_masks, kept, masks
 from tfrobust.layers.transform import WeightTransform, straight_through
@@ -14,7 +16,9 @@ from tfrobust.layers.vib import VIBMask
 
 __all__ = [
     "BetaBernoulliMask",
+    "GaussianWeights",
     "Mask",
+    "SampledWeights",
     "VIBMask",
     "WeightTransform",
     "distributions",

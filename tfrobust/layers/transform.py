@@ -11,14 +11,18 @@ largest), Bayesian weights (w = mu + sigma eps), perturbed weights: the same thr
 
     tr.training.TRADES(net, attack, transform=Halves())
 
+A transform may also have a `penalty()`, a term of the loss in theta itself (the KL of Bayesian
+weights), and weights at `rest` between the steps that differ from those of a step's passes (their
+mean). What the attack of a step meets is `attacked()`: the weights at rest, if not said otherwise.
+
 The classifier's variables hold the *values* w at all times. A game differentiates its loss by w as
 it always does, and `pull` carries the gradient on, dL/dtheta = (dw/dtheta)^T dL/dw, to the
-variables that the optimizer moves. That is the chain rule, so the gradients are those of a pass in
-`keras.StatelessScope` with w(theta) in place of the variables; but there is nothing to enter and
-nothing to fold in afterwards. The attack in the loop, validation, `predict`, other callbacks,
-`tr.evaluate`, saving and shrinking see the transformed net because it *is* the net, graphs that
-were compiled for it stay valid, and the updates of BatchNormalization and seeds, which a stateless
-scope would swallow, take place.
+variables that the optimizer moves, beside what a penalty gives. That is the chain rule, so the
+gradients are those of a pass in `keras.StatelessScope` with w(theta) in place of the variables; but
+there is nothing to enter and nothing to fold in afterwards. The attack in the loop, validation,
+`predict`, other callbacks, `tr.evaluate`, saving and shrinking see the transformed net because it
+*is* the net, graphs that were compiled for it stay valid, and the updates of BatchNormalization and
+seeds, which a stateless scope would swallow, take place.
 """
 
 import types
@@ -91,8 +95,20 @@ class WeightTransform(keras.layers.Layer):
         """The weights as a tensor, differentiable by theta; noise is drawn in `advance`."""
         raise TypeError(f"{type(self).__name__} must define value()")
 
+    def rest(self, own):
+        """The weights between steps, which attacks, validation and saving see; default: `value`."""
+        return self.value(own)
+
     def advance(self, number, own):
         """Changes masks or noise for the step that `self.step` counts, before that step."""
+
+    def penalty(self):
+        """A scalar that the loss of the weights has on top, in terms of theta, or None."""
+        return None
+
+    def attacked(self):
+        """The model that the attack of a step meets; default: the classifier, at rest."""
+        return self._kept.classifier
 
     def still(self, variable):
         """Whether a variable of the classifier is not trained at all meanwhile."""
@@ -131,7 +147,8 @@ class WeightTransform(keras.layers.Layer):
         kept = self._kept
         pairs = list(enumerate(zip(kept.targets, kept.own, strict=True)))
         same = (
-            np.array_equal(_numpy(w), _numpy(self._constrained(w, own))) for _, (w, own) in pairs
+            np.array_equal(_numpy(w), _numpy(_constrained(w, self.rest(own))))
+            for _, (w, own) in pairs
         )
         if not (self.begun.numpy() and all(same)):
             for number, (w, own) in pairs:
@@ -139,15 +156,28 @@ class WeightTransform(keras.layers.Layer):
             self.step.assign(0)
             self.begun.assign(True)
             self._advance()
-            self.write()
+            self._settle()
         kept.begun = True
 
     def trained(self, variables):
         """What an optimizer moves in place of `variables`."""
         return [source for variable in variables for source in self._sources(variable)]
 
-    def pull(self, gradients, variables):
+    def beside(self, variables):
+        """Pairs (theta, variable): what a loss may depend on beside `variables`, and for whom."""
+        places = self._kept.places
+        return [(s, v) for v in variables if id(v) in places for s in self._sources(v)]
+
+    def enter(self):
+        """From rest to the weights of the passes of a step."""
+        if type(self).rest is not WeightTransform.rest:
+            self.write()
+
+    def pull(self, gradients, variables, beside=()):
         """Pairs (gradient, variable) for `trained(variables)`, from gradients by `variables`.
+
+        Args:
+            beside: Gradients by what `self.beside(variables)` lists, or nothing.
 
         Raises:
             ValueError: `begin` was not called: the classifier would become all zeros.
@@ -157,42 +187,56 @@ class WeightTransform(keras.layers.Layer):
                 "`transform` must begin before the first step of a loop of your own: call "
                 f"game.transform.begin(). Received: {type(self).__name__} without weights"
             )
-        pairs = []
+        pairs, direct = [], {}
+        if any(gradient is not None for gradient in beside):
+            sources = [source for source, _ in self.beside(variables)]
+            direct = {id(s): g for s, g in zip(sources, beside, strict=True)}
         for gradient, variable in zip(gradients, variables, strict=True):
             sources = self._sources(variable)
             if gradient is None or id(variable) not in self._kept.places:
-                pairs += [(gradient, source) for source in sources]
+                own = id(variable) in self._kept.places
+                pairs += [(direct.get(id(s)) if own else gradient, s) for s in sources]
                 continue
             with tf.GradientTape() as tape:
                 value = self.value(self._kept.own[self._kept.places[id(variable)]])
             gradient = tf.cast(tf.convert_to_tensor(gradient), value.dtype)
-            pairs += zip(tape.gradient(value, sources, gradient), sources, strict=True)
+            found = tape.gradient(value, sources, gradient)
+            pairs += [(_sum(g, direct.get(id(s))), s) for g, s in zip(found, sources, strict=True)]
         return pairs
 
     def update(self):
         """After the updates of a step: on to the next one."""
         assign(self.step, self.step.value + 1)
         self._advance()
-        self.write()
+        self._settle()
 
     def write(self):
-        """Gives the classifier its weights, behind whatever constraint it has for them."""
+        """Gives the classifier the weights of a pass, behind its constraints for them."""
         for w, own in zip(self._kept.targets, self._kept.own, strict=True):
-            assign(w, self._constrained(w, own))
+            assign(w, _constrained(w, self.value(own)))
+
+    def _settle(self):
+        for w, own in zip(self._kept.targets, self._kept.own, strict=True):
+            assign(w, _constrained(w, self.rest(own)))
 
     def _advance(self):
         for number, own in enumerate(self._kept.own):
             self.advance(number, own)
-
-    def _constrained(self, w, own):
-        value = tf.cast(self.value(own), w.dtype)
-        return value if w.constraint is None else w.constraint(value)
 
     def _sources(self, variable):
         if id(variable) in self._kept.places:
             own = self._kept.own[self._kept.places[id(variable)]]
             return [v for v in own.values() if v.trainable]
         return [] if self.still(variable) else [variable]
+
+
+def _constrained(w, value):
+    value = tf.cast(value, w.dtype)
+    return value if w.constraint is None else w.constraint(value)
+
+
+def _sum(a, b):
+    return a + b if a is not None and b is not None else a if b is None else b
 
 
 def _numpy(value):

@@ -72,7 +72,8 @@ class AWP:
         pairs = {}
         for group, found in gradients.items():
             chosen = {id(v) for v in self.chosen(game, variables[group])}
-            for gradient, variable in zip(found, variables[group], strict=True):
+            # Behind the variables stand the gradients by what a transform has beside them.
+            for gradient, variable in zip(found, variables[group], strict=False):
                 if gradient is not None and id(variable) in chosen:
                     pairs.setdefault(id(variable), (gradient, variable))
         if not pairs:

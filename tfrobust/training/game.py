@@ -191,6 +191,7 @@ class Game(Compiled):
     def weight_penalty(self):
         """weight_decay / 2 * ||theta||^2 plus the classifier's own regularization losses."""
         terms = [tf.reduce_sum(tf.cast(term, tf.float32)) for term in self.classifier.losses]
+        terms += update.penalties(self.transform)
         owned = self.group_variables()["weights"]
         if self.weight_decay and owned:
             squares = [tf.reduce_sum(tf.square(tf.cast(v.value, tf.float32))) for v in owned]
@@ -207,7 +208,8 @@ class Game(Compiled):
         attack = attack or self.attack
         if attack is None:
             return x
-        return attack.within(self.classifier, x, y, self.draw(), epsilon=self.radius())
+        model = update.attacked(self.transform, self.classifier)
+        return attack.within(model, x, y, self.draw(), epsilon=self.radius())
 
     def radius(self):
         """The radius of this iteration, or None: the threat's own."""
@@ -243,9 +245,10 @@ class Game(Compiled):
             images: Tensors that the first turn's first loss is differentiated by, too.
         """
         variables, first = self.group_variables(), None
+        sources = update.entered(self.transform, variables)
         for turn in self.turns:
             watched = images if first is None else ()
-            evaluate = functools.partial(self.differentiated, batch, turn, variables, watched)
+            evaluate = functools.partial(self.differentiated, batch, turn, sources, watched)
             if self.weight_attack is None:
                 values, gradients, found = evaluate()
             else:
@@ -260,13 +263,10 @@ class Game(Compiled):
                 first, by_images = values[turn[0]], found
         self._loss_tracker.update_state(self.whole(first), sample_weight=batch.count)
         self.step.assign_add(1)
-        if self.transform:
-            self.transform.update()
-            for name, value in self.transform.figures().items():
-                self.report(name, value)
+        update.leave(self.transform, self.report)
         return by_images
 
-    def differentiated(self, batch, turn, variables, images=()):
+    def differentiated(self, batch, turn, sources, images=()):
         """({group: loss}, {group: gradients}, gradients by images) of one `objective`."""
         with noise.apart(self), tf.GradientTape(persistent=len(turn) > 1) as tape:
             tape.watch(images)
@@ -274,7 +274,7 @@ class Game(Compiled):
             scaled = {g: self.optimizers[g].scale_loss(values[g]) for g in turn}
         count, gradients, by_images = len(images), {}, None
         for group in turn:
-            found = tape.gradient(scaled[group], [*images, *variables[group]])
+            found = tape.gradient(scaled[group], [*images, *sources[group]])
             by_images = found[:count] if by_images is None else by_images
             gradients[group] = found[count:]
         return values, gradients, by_images

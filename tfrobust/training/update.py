@@ -10,16 +10,38 @@ import tensorflow as tf
 from tfrobust.pruning.constraint import constraint_of
 
 
+def entered(transform, groups):
+    """Gives the classifier the weights of the passes of a step.
+
+    Args:
+        transform: `tr.layers.WeightTransform` or None.
+        groups: {group: variables of the classifier}.
+
+    Returns:
+        {group: what its loss is differentiated by}: the variables, and what a transform has beside.
+    """
+    if transform is None:
+        return groups
+    transform.enter()
+    return {g: [*v, *(source for source, _ in transform.beside(v))] for g, v in groups.items()}
+
+
 def pairs(transform, gradients, variables):
-    """[(gradient, variable)] for an optimizer, from gradients by the classifier's variables.
+    """[(gradient, variable)] for an optimizer, from gradients by what `entered` said.
 
     Args:
         transform: `tr.layers.WeightTransform` or None.
     """
+    gradients, beside = gradients[: len(variables)], gradients[len(variables) :]
     gradients = [masked(g, v) for g, v in zip(gradients, variables, strict=True)]
     if transform is None:
         return list(zip(gradients, variables, strict=True))
-    return transform.pull(gradients, variables)
+    owners = transform.beside(variables)
+    beside = [
+        masked(g, v) if source.shape == v.shape else g
+        for g, (source, v) in zip(beside, owners, strict=True)
+    ]
+    return transform.pull(gradients, variables, beside)
 
 
 def masked(gradient, variable):
@@ -52,3 +74,22 @@ def begin(transform):
 def figures(transform):
     """Names of what the transform reports."""
     return () if transform is None else tuple(transform.figures())
+
+
+def attacked(transform, classifier):
+    """The model that the attack of a step meets."""
+    return classifier if transform is None else transform.attacked()
+
+
+def penalties(transform):
+    """Terms that the loss of the weights has on top."""
+    penalty = None if transform is None else transform.penalty()
+    return [] if penalty is None else [penalty]
+
+
+def leave(transform, report):
+    """On to the next step, and `report(name, value)` for what the transform has to say."""
+    if transform is not None:
+        transform.update()
+        for name, value in transform.figures().items():
+            report(name, value)
