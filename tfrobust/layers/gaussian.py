@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import noise
-from tfrobust.contract import is_number
+from tfrobust.contract import is_number, whole
 from tfrobust.layers.beta_bernoulli import distributions
 from tfrobust.layers.mask import Mask, draw
 from tfrobust.layers.transform import WeightTransform, assign
@@ -96,8 +96,6 @@ class GaussianWeights(WeightTransform):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        whole("train_size", train_size, 1)
-        whole("seed", seed, 0)
         initial = prior if initial is None else initial
         for name, value in (("prior", prior), ("initial", initial)):
             if not is_number(value) or not float(np.finfo("float32").tiny) <= value < 1e18:
@@ -112,7 +110,8 @@ class GaussianWeights(WeightTransform):
                 f"`attack_weights` must be one of {ATTACK_WEIGHTS}. "
                 f"Received: attack_weights={attack_weights!r}"
             )
-        self.train_size, self.seed = int(train_size), int(seed)
+        self.train_size = whole("train_size", train_size, 1)
+        self.seed = whole("seed", seed, 0)
         self.prior, self.initial, self.beta = float(prior), float(initial), float(beta)
         self.attack_weights, self.normalization = attack_weights, bool(normalization)
 
@@ -243,12 +242,10 @@ class SampledWeights(keras.layers.Layer):
 
     def __init__(self, classifier, places, draws=1, seed=0, **kwargs):
         super().__init__(**kwargs)
-        whole("draws", draws, 1)
-        whole("seed", seed, 0)
         if isinstance(classifier, dict):
             classifier = keras.saving.deserialize_keras_object(classifier)
         self.net, self.places = classifier, [int(place) for place in places]
-        self.draws, self.seed = int(draws), int(seed)
+        self.draws, self.seed = whole("draws", draws, 1), whole("seed", seed, 0)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.deviations = [
             self.add_weight(
@@ -314,10 +311,3 @@ def _random(classifier, targets, draws=1, seed=0, original=None):
     layer = SampledWeights(classifier, places, draws, seed, name="sampled_weights")
     inputs = keras.Input(classifier.input_shape[1:])
     return keras.Model(inputs, layer(inputs), name=f"{classifier.name}_sampled")
-
-
-def whole(name, value, least):
-    """Refuses what is no integer from `least` on."""
-    legal = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not (legal and value >= least):
-        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")

@@ -8,6 +8,7 @@ A callback decides, a constraint enforces: the zeros hold inside compiled steps 
 Shapes stay as they are; `tr.shrink.compact` cuts what `structured="filters"` leaves behind.
 """
 
+from tfrobust.pruning.admm import ADMM
 from tfrobust.pruning.apply import freeze, prune, release
 from tfrobust.pruning.borrowed import constant, polynomial
 from tfrobust.pruning.constraint import MaskConstraint
@@ -19,6 +20,7 @@ from tfrobust.pruning.schedule import Geometric, Keep, Ladder, Linear, OneShot, 
 from tfrobust.pruning.shadows import LearnedScores, Surgery
 
 __all__ = [
+    "ADMM",
     "Geometric",
     "Keep",
     "Ladder",

@@ -137,7 +137,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._meet(neighbours(inspect.currentframe()))
         classifier = built(classifier_of(self.model))
-        self._alone(classifier)
+        alone(self, classifier)
         if self._pruner is None or self._pruner.model is not classifier:
             self._pruner = Pruner(classifier, None if self._keeps else self.settings)
             self._begin()
@@ -184,17 +184,6 @@ class MagnitudePruning(keras.callbacks.Callback):
                 f"{self.schedule.unit[:-1]} {self.schedule.end}. Train longer, or end it "
                 "sooner.",
                 stacklevel=2,
-            )
-
-    def _alone(self, classifier):
-        """Refuses a game whose transform writes the kernels: both would say what is zero."""
-        transform = getattr(self.model, "transform", None)
-        written = transform._kept.places if isinstance(transform, WeightTransform) else ()
-        if any(id(place.kernel) in written for place in kernels(classifier)[0]):
-            raise ValueError(
-                "`callbacks` must not hold MagnitudePruning where `transform` makes the kernels: "
-                "fit with one, call tr.pruning.freeze(net), then fit with the other. "
-                f"Received: transform={type(transform).__name__}"
             )
 
     def _meet(self, callbacks):
@@ -284,6 +273,18 @@ class MagnitudePruning(keras.callbacks.Callback):
     def _identity(self):
         schedule = {"schedule": repr(self.schedule), **self.schedule.get_config()}
         return json.dumps({**schedule, **self.settings.to_dict()}, default=str)
+
+
+def alone(callback, classifier):
+    """Refuses a game whose transform writes the kernels: both would say what is zero."""
+    transform = getattr(callback.model, "transform", None)
+    written = transform._kept.places if isinstance(transform, WeightTransform) else ()
+    if any(id(place.kernel) in written for place in kernels(classifier)[0]):
+        raise ValueError(
+            f"`callbacks` must not hold {type(callback).__name__} where `transform` makes the "
+            "kernels: fit with one, call tr.pruning.freeze(net), then fit with the other. "
+            f"Received: transform={type(transform).__name__}"
+        )
 
 
 def neighbours(frame):

@@ -74,21 +74,8 @@ class Pruner:
         Warns, once, where `min_filters` kept filters that would have gone.
         """
         masks = self.masks[: len(self.places)]
-        scores = [self._scores(p, m) for p, m in zip(self.places, masks, strict=True)]
-        bound = []
-        if self.settings.structured == "runs":
-            most, size = self.settings.run
-            count = min(most, count(size))
-            chosen = [
-                select.in_runs(s, count, size, input_axis(p))
-                for p, s in zip(self.places, scores, strict=True)
-            ]
-            masks = [m & ~c for m, c in zip(masks, chosen, strict=True)]
-        else:
-            chosen, bound = (self._filters if self.settings.filters else self._entries)(
-                scores, count
-            )
-            masks = [m & ~c for m, c in zip(masks, chosen, strict=True)]
+        values = [numpy(place.kernel) for place in self.places]
+        masks, bound = self.chosen(values, masks, count)
         self.masks = masks + self._silenced(masks)
         if bound and self.settings.filters and not self._warned:
             self._warned = True
@@ -100,8 +87,35 @@ class Pruner:
                 stacklevel=2,
             )
 
-    def _scores(self, place, mask):
-        kernel = numpy(place.kernel).astype(np.float32)
+    def chosen(self, values, masks, count):
+        """What stays of `values`, which stand for the kernels.
+
+        Args:
+            values: List of arrays of the shapes of the kernels.
+            masks: List of bool arrays, what stayed so far; nothing returns.
+            count: As for `update`.
+
+        Returns:
+            `(masks, bound)`: bool arrays, and the indices of layers (filters: groups) that kept
+            more than the count left them.
+        """
+        scores = [self._scores(*part) for part in zip(self.places, values, masks, strict=True)]
+        bound = []
+        if self.settings.structured == "runs":
+            most, size = self.settings.run
+            count = min(most, count(size))
+            gone = [
+                select.in_runs(s, count, size, input_axis(p))
+                for p, s in zip(self.places, scores, strict=True)
+            ]
+        elif self.settings.filters:
+            gone, bound = self._filters(scores, count)
+        else:
+            gone, bound = self._entries(values, scores, count)
+        return [m & ~g for m, g in zip(masks, gone, strict=True)], bound
+
+    def _scores(self, place, value, mask):
+        kernel = np.asarray(value).astype(np.float32)
         if not np.isfinite(kernel).all():
             raise ValueError(
                 "`model` must have finite weights: NaN and infinity have no rank. "
@@ -119,12 +133,11 @@ class Pruner:
         totals = scores.sum(axis=axes, dtype=np.float64)
         return np.where(mask.any(axis=axes), totals, select.DEAD)
 
-    def _entries(self, scores, count):
+    def _entries(self, values, scores, count):
         """For each place bool of its kernel's shape: the entries that go."""
         flat = [s.reshape(-1) for s in scores]
         if self.settings.scope == "layer":
-            kernels = [numpy(place.kernel) for place in self.places]
-            counts = [count(len(s), k) for s, k in zip(flat, kernels, strict=True)]
+            counts = [count(len(s), value) for s, value in zip(flat, values, strict=True)]
             chosen, bound = select.by_layer(flat, counts)
         else:
             chosen, bound = select.together(flat, [1] * len(flat), count(sum(map(len, flat))))
