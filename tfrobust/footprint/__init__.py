@@ -37,11 +37,18 @@ which cuts filters that are 0 as a whole.
 >>> round(compare(lenet_counts(), lenet_counts((7, 21, 147, 46))).xflops, 2)
 6.62
 
+The columns of the ANP-VS tables follow conventions of their own (each mask counted alone, VGG-16's
+logits with an activation); `paper_columns` has them, for unit counts and for models:
+
+>>> paper_columns((7, 21, 147, 46)).to_dict()["units"]
+[7, 21, 147, 46]
+
 A layer of your own: `@tr.footprint.cost.register(MyLayer)` on a function
 `(layer, inputs, output) -> Cost`, where `inputs` is a list of `Flow`s and `output` one.
 """
 
 from tfrobust.footprint.counts import lenet_counts, vgg16_counts
+from tfrobust.footprint.paper import PaperColumns, paper_columns, paper_units
 from tfrobust.footprint.result import Comparison, Cost, Footprint, Row, compare
 from tfrobust.footprint.rules import Flow, cost, demand, flow, weights
 from tfrobust.footprint.walk import measure
@@ -51,6 +58,7 @@ __all__ = [
     "Cost",
     "Flow",
     "Footprint",
+    "PaperColumns",
     "Row",
     "compare",
     "cost",
@@ -58,6 +66,8 @@ __all__ = [
     "flow",
     "lenet_counts",
     "measure",
+    "paper_columns",
+    "paper_units",
     "vgg16_counts",
     "weights",
 ]

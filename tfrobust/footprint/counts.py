@@ -29,7 +29,7 @@ def _pool(name, channels, size):
     return _row(name, "MaxPooling2D", Cost(flops=channels * size * size * 4))
 
 
-def lenet_counts(units=LENET):
+def lenet_counts(units=LENET, classes=10):
     """LeNet-5-Caffe with these live units: two convolutions, flatten, dense layer.
 
     As in the paper's accounting the dense layer reads `units[2]` values whatever `units[1]` says.
@@ -46,7 +46,7 @@ def lenet_counts(units=LENET):
         _pool("pool2", b, 4),
         _row("flatten", "Flatten", Cost(), 0, c, 800),
         _row("dense3", "Dense", dense(1, c, d, 2), (c + 1) * d, d, 500),
-        _row("logits", "Dense", dense(1, d, 10, 1), (d + 1) * 10),
+        _row("logits", "Dense", dense(1, d, classes, 1), (d + 1) * classes),
     )
     return Footprint(rows, "lenet5_caffe")
 

@@ -6,7 +6,7 @@ from tfrobust.models.plain import all_cnn, cifar_large
 from tfrobust.models.prepare import prepare
 from tfrobust.models.residual import resnet32, wide_resnet28
 from tfrobust.models.vgg import vgg16_bn, vgg_like
-from tfrobust.models.vgg_anp import vgg16
+from tfrobust.models.vgg_anp import vgg16, vgg16_mask
 
 __all__ = [
     "all_cnn",
@@ -18,6 +18,7 @@ __all__ = [
     "prepare",
     "resnet32",
     "vgg16",
+    "vgg16_mask",
     "vgg16_bn",
     "vgg_like",
     "wide_resnet28",
