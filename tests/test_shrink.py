@@ -191,7 +191,7 @@ def test_reader_that_ignores_channels_of_a_map_gathers_only_where_it_pays(monkey
     net = shut(randomize(keras.Model(inputs, head(layers.Add()([x, y])))))
     takes = []
     for cost in (1024, 1):
-        monkeypatch.setattr(shrink, "_COPY", cost)
+        monkeypatch.setattr(shrink.plan, "_COPY", cost)
         small = shrink.compact(net)
         takes.append([n.name for n in graph.walk(small).nodes if "take" in n.name])
         assert_same_logits(net, small, images(100))

@@ -86,23 +86,41 @@ class VulnerabilitySuppression:
         weight: Float >= 0, lambda. 0 switches the term off: it is not even computed.
         reduction: "mean" (the paper's formula) or "sum".
         features: Names of layers, default `feature_layers(model)`.
+        units: None, or with "mean" the number of units of each of the `features` that its mean is
+            over, cut ones included: a unit that is gone does not move, and the term stays what it
+            was (`tr.training.shrunk` sets it).
     """
 
-    def __init__(self, weight=1.0, reduction="mean", features=None):
+    def __init__(self, weight=1.0, reduction="mean", features=None, units=None):
         if not weight >= 0:
             raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
         self.weight, self.reduction = float(weight), check_reduction(reduction)
         self.features = None if features is None else list(features)
+        if units is not None and (reduction != "mean" or len(units) != len(features or ())):
+            raise ValueError(
+                '`units` must hold a count for each of the `features`, with reduction="mean". '
+                f"Received: units={units}, features={features}, reduction={reduction!r}"
+            )
+        self.units = None if units is None else [int(count) for count in units]
 
     def __call__(self, clean, adversarial):
-        layers = [
-            _per_example(tf.abs(z - z_adv), self.reduction)
-            for z, z_adv in zip(clean.features, adversarial.features, strict=True)
+        gaps = [
+            tf.abs(z - z_adv) for z, z_adv in zip(clean.features, adversarial.features, strict=True)
         ]
+        if self.units is None:
+            layers = [_per_example(gap, self.reduction) for gap in gaps]
+        else:
+            pairs = zip(gaps, self.units, strict=True)
+            layers = [_per_example(gap, "sum") / count for gap, count in pairs]
         return self.weight * tf.add_n(layers) / len(layers)
 
     def get_config(self):
-        return {"weight": self.weight, "reduction": self.reduction, "features": self.features}
+        return {
+            "weight": self.weight,
+            "reduction": self.reduction,
+            "features": self.features,
+            "units": self.units,
+        }
 
     @classmethod
     def from_config(cls, config):

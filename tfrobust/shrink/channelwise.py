@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 from keras.src import activations as source_activations
 from keras.src.ops import nn, numpy
@@ -118,6 +119,9 @@ class PReLU(PerChannel):
             alpha = alpha[..., kept[0]]
         return self.build(args, kwargs, [alpha]), kept[0]
 
+    def slices(self, kept, channels):
+        return [{-1: kept[0]} if self.layer.alpha.shape[-1] > 1 else {}]
+
 
 class Affine(Rule):
     """x * scale + offset with one value a channel, settled by gates before it is built."""
@@ -130,6 +134,11 @@ class Affine(Rule):
     @property
     def identity(self):
         return (self.scale == 1).all() and not self.offset.any()
+
+    @property
+    def closed(self):
+        """Channels that say the same whatever comes in."""
+        return self.scale == 0
 
     def through(self, index, gate):
         return gate if self.identity else None
@@ -151,11 +160,11 @@ class Affine(Rule):
 
     def forward(self, states):
         (state,) = states
-        fixed = ~state.alive & (state.uniform | state.zero) | (self.scale == 0)
-        inside = np.where(state.alive | (self.scale == 0), 0.0, state.constant)
+        fixed = ~state.alive & (state.uniform | state.zero) | self.closed
+        inside = np.where(state.alive | self.closed, 0.0, state.constant)
         value = np.where(fixed, inside * self.scale + self.offset, np.nan)
         if not state.uniform and not self.offset.any():
-            return Channels(np.where(self.scale == 0, 0.0, state.constant * self.scale), False)
+            return Channels(np.where(self.closed, 0.0, state.constant * self.scale), False)
         return Channels(value)
 
 
@@ -189,6 +198,31 @@ class Gate(Scale):
         """The gate has gone into other weights: this mask is nothing now."""
         self.scale = np.ones(self.channels)
 
+    def cut(self, args, kwargs, kept, need):
+        if not self.trains:
+            return super().cut(args, kwargs, kept, need)
+        try:
+            layer = graph.fresh(self.node)
+            result = layer(*args, **kwargs)
+            pairs = zip(self.layer.get_weights(), self.slices(kept, kept[0]), strict=True)
+            layer.set_weights([taken(weight, indices) for weight, indices in pairs])
+            left = np.asarray(keras.ops.convert_to_numpy(layer.expected()))
+            same = np.array_equal(left, np.float32(self.scale[kept[0]]))
+        except (ValueError, tf.errors.InvalidArgumentError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"Mask '{self.node.name}' must get its gate from weights with one value a channel "
+                f"to be cut while it is trained. Received: {type(self.layer).__name__}"
+            )
+        return result, kept[0]
+
+    def slices(self, kept, channels):
+        return [
+            {-1: kept[0]} if weight.shape[-1:] == (self.channels,) else {}
+            for weight in self.layer.weights
+        ]
+
 
 class BatchNorm(Affine):
     """Batch normalization in inference: gamma (x - mean) / sqrt(variance + epsilon) + beta."""
@@ -210,6 +244,13 @@ class BatchNorm(Affine):
     @property
     def identity(self):
         return False
+
+    @property
+    def closed(self):
+        return super().closed & (not self.trains)
+
+    def slices(self, kept, channels):
+        return [{-1: kept[0]} for _ in self.layer.weights]
 
     def absorb_input(self, index, gate):
         def fold():
@@ -266,6 +307,17 @@ def pointwise(function):
         return isinstance(function, layers.ReLU | layers.LeakyReLU | layers.ELU)
     name = getattr(function, "__name__", "")
     return name in _POINTWISE and getattr(keras.activations, name, None) is function
+
+
+def taken(value, indices):
+    """`value` with only these {axis: indices} left.
+
+    >>> taken(np.arange(6).reshape(2, 3), {-1: [0, 2], 0: [1]}).tolist()
+    [[3, 5]]
+    """
+    for axis, left in indices.items():
+        value = np.take(value, left, axis)
+    return value
 
 
 def _array(variable):

@@ -64,6 +64,8 @@ class Matrix(Kernel):
 
     def _links(self):
         """Which input (rows) touches which output (columns)."""
+        if self.trains:
+            return np.ones(self.kernel.shape[-2:], bool)
         return (self.kernel != 0).any(axis=tuple(range(self.kernel.ndim - 2)))
 
     def _from_constants(self, state):
@@ -77,7 +79,8 @@ class Matrix(Kernel):
         folds = self._folds(state)
         self.extra = self._from_constants(state) if folds else np.zeros(self.channels)
         moving = state.alive | (state.nonzero & (not folds))
-        known = ~self._links()[moving].any(axis=0)
+        # A layer that reads nothing any more stays one while it is trained: it could learn.
+        known = ~self._links()[moving].any(axis=0) & (not self.trains)
         return self.activated(self.bias + self.extra, known)
 
     def demand(self, need, states):
@@ -119,6 +122,9 @@ class Matrix(Kernel):
         bias = (self.bias + self.extra)[need]
         return self._built(args, kwargs, rows[..., need], bias, need)
 
+    def slices(self, kept, channels):
+        return [{-2: kept[0], -1: channels}, {-1: channels}][: 1 + self.layer.use_bias]
+
     def _built(self, args, kwargs, kernel, bias, need):
         use_bias = self.layer.use_bias or bool(bias.any())
         size = "units" if isinstance(self.layer, layers.Dense) else "filters"
@@ -144,7 +150,7 @@ class Depthwise(Kernel):
         (state,) = states
         space = tuple(range(self.kernel.ndim - 2))
         sums = self.kernel.sum(axis=space).reshape(-1)
-        empty = ~(self.kernel != 0).any(axis=space).reshape(-1)
+        empty = ~(self.kernel != 0).any(axis=space).reshape(-1) & (not self.trains)
         constant, alive, zero = (
             np.repeat(v, self.multiplier) for v in (state.constant, state.alive, state.zero)
         )
@@ -161,6 +167,9 @@ class Depthwise(Kernel):
         weights = [self.kernel[..., kept[0], :]]
         use_bias = self.layer.use_bias
         return self.build(args, kwargs, weights + [self.bias[wide]] * use_bias), wide
+
+    def slices(self, kept, channels):
+        return [{-2: kept[0]}, {-1: channels}][: 1 + self.layer.use_bias]
 
 
 rule.register(layers.Dense, Matrix)

@@ -60,6 +60,8 @@ class Rule:
 
     Attributes:
         exact: True if `cut` must be handed the demanded channels only.
+        trains: True if the net is trained on: a closed gate makes a channel constant, a weight that
+            happens to be 0 does not, gates stay gates, and constraints stay where they are.
 
     Args:
         layer: The layer (or `keras.ops` operation).
@@ -67,6 +69,7 @@ class Rule:
     """
 
     exact = False
+    trains = False
 
     def __init__(self, layer, node):
         self.layer, self.node = layer, node
@@ -137,9 +140,19 @@ class Rule:
         """
         return None
 
+    def slices(self, kept, channels):
+        """For each weight of the layer {axis: indices} of what `cut` leaves of it.
+
+        Args:
+            kept: As for `cut`.
+            channels: The indices that `cut` returned.
+        """
+        return [{} for _ in getattr(self.layer, "weights", ())]
+
     def build(self, args, kwargs, weights, **changes):
         """Calls a fresh layer with `changes` to its config and these weights."""
-        layer = graph.fresh(self.node, **{**own_parts_dropped(self.layer), **changes})
+        dropped = {} if self.trains else own_parts_dropped(self.layer)
+        layer = graph.fresh(self.node, **{**dropped, **changes})
         result = layer(*args, **kwargs)
         layer.set_weights([np.asarray(w, np.float32) for w in weights])
         return result

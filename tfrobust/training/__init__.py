@@ -3,11 +3,13 @@
 from tfrobust.training.adversarial import AdversarialTraining
 from tfrobust.training.anp import ANP, BP
 from tfrobust.training.awp import AWP
+from tfrobust.training.carry import shrunk
 from tfrobust.training.fast import FreeAT, fast_attack
 from tfrobust.training.game import Batch, Game
 from tfrobust.training.gradalign import GradAlign
 from tfrobust.training.mart import MART
 from tfrobust.training.resume import Resume
+from tfrobust.training.stretches import fit_and_shrink
 from tfrobust.training.trades import TRADES, trades_attack
 
 __all__ = [
@@ -23,5 +25,7 @@ __all__ = [
     "Resume",
     "TRADES",
     "fast_attack",
+    "fit_and_shrink",
+    "shrunk",
     "trades_attack",
 ]
