@@ -60,6 +60,11 @@ def with_features(model, names):
                 f"`features` must name layers of '{model.name}': {sorted(known)}. "
                 f"Received: {name!r}"
             )
+        if len(model.get_layer(name)._inbound_nodes) != 1:
+            raise ValueError(
+                f"`features` must name layers that are used once in '{model.name}'. "
+                f"Received: {name!r}"
+            )
     outputs = [model.get_layer(name).output for name in names]
     return keras.Model(model.inputs[0], [model.outputs[0], *outputs])
 
@@ -129,24 +134,58 @@ class VulnerabilitySuppression:
 
 @dataclasses.dataclass
 class Vulnerability:
-    """Vulnerability of a network on given pairs, in inference mode.
+    """Vulnerability of a network on given pairs, in inference mode: means over all of them.
 
     Attributes:
-        per_unit: {layer: float32 array of the layer's feature shape}, E|z(x) - z(x')|.
+        per_unit: {layer: float32 array of the layer's feature shape}, E|z(x) - z(x')|. Where units
+            of the unshrunk network are missing they follow as zeros, and the array is flat.
         network: V, mean over layers of the mean over units.
         relative: Mean over layers of v_l / E|z_l(x)|, each layer's V over its mean activation:
             unlike V it does not change when a layer is scaled up and the next one down.
         units: Number of scalar units, those of the unshrunk network where given.
+        images: Number of pairs, if known.
+        attack: What made them, as text, if known.
     """
 
     per_unit: dict
     network: float
     relative: float
     units: int
+    images: int | None = None
+    attack: str | None = None
+
+    def per_layer(self, reduction="mean"):
+        """{layer: v_l}, the mean (or the sum) over the units of each layer.
+
+        >>> Vulnerability({"a": np.array([1.0, 3.0]), "b": np.zeros(4)}, 1.0, 0.1, 6).per_layer()
+        {'a': 2.0, 'b': 0.0}
+        """
+        gather = np.sum if check_reduction(reduction) == "sum" else np.mean
+        return {name: float(gather(v, dtype=np.float64)) for name, v in self.per_unit.items()}
+
+    def total(self, reduction="mean"):
+        """The network's V, mean over layers: `network`, or that of the sums over units."""
+        if check_reduction(reduction) == "mean":
+            return self.network
+        return float(np.mean(list(self.per_layer("sum").values())))
+
+    def to_dict(self):
+        """Plain numbers and strings, without the single units."""
+        told = {name: getattr(self, name) for name in ("network", "relative", "units", "images")}
+        layers = {kind: self.per_layer(kind) for kind in ("mean", "sum")}
+        return {**told, "attack": self.attack, "layers": layers}
+
+    def __str__(self):
+        notes = [self.attack] * bool(self.attack)
+        notes += [f"n = {self.images:,}"] * bool(self.images)
+        notes += [f"{name} {v:.4f}" for name, v in self.per_layer().items()]
+        return f"V {self.network:.4f}, relative {self.relative:.4f} ({', '.join(notes)})"
 
 
 def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
     """Measures V (Madaan et al., 2020, eq. 1 and 2) over all given pairs.
+
+    `tr.diagnostics.vulnerability` makes the pairs by an attack, and takes streams.
 
     Args:
         model: Functional classifier.
@@ -163,30 +202,57 @@ def vulnerability(model, x, x_adv, features=None, units=None, batch_size=256):
         raise ValueError(
             f"`x_adv` must have the shape of `x`, {x.shape}. Received: shape={x_adv.shape}"
         )
+    rows = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    return movement(model, ((x[r], x_adv[r]) for r in rows), features, units)
+
+
+def movement(model, pairs, features=None, units=None):
+    """`vulnerability` of a stream: `pairs` gives batches (x, x_adv), each of them once.
+
+    The sums over a batch are float32, those over batches float64.
+    """
     names = list(features or feature_layers(model))
     net = with_features(model, names)
-    step = tf.function(lambda images: net(images, training=False)[1:], reduce_retracing=True)
-    gaps, sizes = [0.0] * len(names), [0.0] * len(names)
-    for start in range(0, len(x), batch_size):
-        rows = slice(start, start + batch_size)
+
+    def sums(x, x_adv):
+        clean, moved = net(x, training=False)[1:], net(x_adv, training=False)[1:]
+        gaps = [tf.reduce_sum(tf.abs(a - b), 0) for a, b in zip(clean, moved, strict=True)]
+        return gaps, [tf.reduce_sum(tf.abs(a), 0) for a in clean]
+
+    step = tf.function(sums, reduce_retracing=True)
+    gaps, sizes, images = [0.0] * len(names), [0.0] * len(names), 0
+    for x, x_adv in pairs:
         with buckets.expected():
-            pairs = zip(step(tf.constant(x[rows])), step(tf.constant(x_adv[rows])), strict=True)
-        for i, (z, z_adv) in enumerate(pairs):
-            z, z_adv = z.numpy().astype(np.float64), z_adv.numpy().astype(np.float64)
-            gaps[i] = gaps[i] + np.abs(z - z_adv).sum(0)
-            sizes[i] = sizes[i] + np.abs(z).sum(0)
-    gaps, sizes = [g / len(x) for g in gaps], [s / len(x) for s in sizes]
-    counts = [(units or {}).get(n, g.size) for n, g in zip(names, gaps, strict=True)]
+            moved, whole = step(tf.constant(x), tf.constant(x_adv))
+        gaps = [g + m.numpy().astype(np.float64) for g, m in zip(gaps, moved, strict=True)]
+        sizes = [s + w.numpy().astype(np.float64) for s, w in zip(sizes, whole, strict=True)]
+        images += len(x)
+    gaps, sizes = [g / images for g in gaps], [s / images for s in sizes]
+    counts = [counted(units, n, g.size) for n, g in zip(names, gaps, strict=True)]
     network = float(np.mean([g.sum() / c for g, c in zip(gaps, counts, strict=True)]))
     shares = [g.sum() / s.sum() if s.any() else 0.0 for g, s in zip(gaps, sizes, strict=True)]
-    if units:
-        gaps = [np.pad(g.ravel(), (0, c - g.size)) for g, c in zip(gaps, counts, strict=True)]
+    gaps = [
+        np.pad(g.ravel(), (0, c - g.size)) if c > g.size else g
+        for g, c in zip(gaps, counts, strict=True)
+    ]
     return Vulnerability(
         per_unit={n: g.astype(np.float32) for n, g in zip(names, gaps, strict=True)},
         network=network,
         relative=float(np.mean(shares)),
         units=int(sum(counts)),
+        images=images,
     )
+
+
+def counted(units, name, size):
+    """Units that a layer counts for: at least those that it has."""
+    count = (units or {}).get(name, size)
+    if count < size:
+        raise ValueError(
+            f"`units` must hold the counts of the unshrunk network: at least {size} at {name!r}. "
+            f"Received: {count}"
+        )
+    return count
 
 
 def penalise_kernels(model, regularizer):
