@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import contract, losses, noise
+from tfrobust import buckets, contract, losses, noise
 from tfrobust.attacks.backward import Passes
 from tfrobust.attacks.call import compiled, logits_of, unmoved
 from tfrobust.diagnostics import checks
@@ -118,7 +118,7 @@ def loss_landscape(model, x, y, threat, size=41, reach=2.0, seed=0):
         )
     steps = np.linspace(-reach * threat.epsilon, reach * threat.epsilon, size)
     steps[size // 2] = 0.0
-    with unmoved(model):
+    with unmoved(model), buckets.expected():
         values = _losses(model, x, y, threat, steps, seed)
     checks.finite(values, "losses")
     grid = values.reshape(len(x), size, size).mean(0, dtype=np.float64)

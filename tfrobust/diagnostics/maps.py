@@ -131,9 +131,9 @@ class FeatureMaps:
 
     Attributes:
         layer: Name.
-        ranked: Channels that move at all, the most vulnerable first.
+        ranked: Channels that move, the most vulnerable first.
         v: Float, E|z(x) - z(x')| of these channels, mean over their places.
-        still: Channels with v <= 1e-8, pruned or dead: they are not ranked.
+        still: How many channels are below `floor`, or at v <= 1e-8: they are not ranked.
         shown: `(2 count,)` channels: the first of `ranked`, then the last.
         clean, adversarial: float32 `(n, 2 count, height, width)`, maps of the shown channels.
         x, x_adv: The images.
@@ -166,8 +166,8 @@ class FeatureMaps:
 
 
 def feature_maps(
-    model, x, y=None, attack=None, x_adv=None, found=None, layer=None, count=1
-):  # fmt: skip
+    model, x, y=None, attack=None, x_adv=None, found=None, layer=None, count=1, floor=0.01
+):
     """Channels ranked by vulnerability: the maps of the first and the last (Fig. 7 of the paper).
 
     Args:
@@ -178,16 +178,18 @@ def feature_maps(
         layer: Name of a layer that returns `(batch, height, width, channels)`, default the first
             feature layer.
         count: How many channels from each end.
+        floor: Float in [0, 1]: channels that move less than this share of the most vulnerable one
+            are not ranked, for they are pruned or all but dead, and show nothing.
 
     Returns:
-        `FeatureMaps`. Channels that never move are left out of the ranking: they show nothing.
+        `FeatureMaps`.
 
     Raises:
         TypeError, ValueError: as `vulnerability`; a layer without maps; fewer than 2 `count`
             channels that move.
     """
     x, x_adv = few(model, x, y, attack, x_adv)
-    count = checks.whole("count", count, 1)
+    count, floor = checks.whole("count", count, 1), checks.number("floor", floor, 1.0)
     name, net = _with_maps(model, layer)
     clean, moved = _features(net, x), _features(net, x_adv)
     if found is None:
@@ -201,7 +203,7 @@ def feature_maps(
             )
     v = per_unit.mean((0, 1))
     order = np.argsort(-v, kind="stable")
-    ranked = order[v[order] > ZERO]
+    ranked = order[v[order] > max(ZERO, floor * v.max())]
     if len(ranked) < 2 * count:
         raise ValueError(
             f"`count` must be at most half of the {len(ranked)} channels of {name!r} that move. "

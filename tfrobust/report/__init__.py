@@ -22,5 +22,28 @@ again, on any machine.
 from tfrobust.report.amend import amended
 from tfrobust.report.card import Card, card, load, table
 from tfrobust.report.entry import Entry
+from tfrobust.report.figures import (
+    plot_features,
+    plot_histogram,
+    plot_landscape,
+    plot_map,
+    plot_sparsity,
+    plot_vulnerability,
+    sparsity_of,
+)
 
-__all__ = ["Card", "Entry", "amended", "card", "load", "table"]
+__all__ = [
+    "Card",
+    "Entry",
+    "amended",
+    "card",
+    "load",
+    "plot_features",
+    "plot_histogram",
+    "plot_landscape",
+    "plot_map",
+    "plot_sparsity",
+    "plot_vulnerability",
+    "sparsity_of",
+    "table",
+]

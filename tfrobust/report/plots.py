@@ -3,6 +3,7 @@
 matplotlib draws with stand-in colours; `_svg` puts variables of the page in their place.
 """
 
+import dataclasses
 import io
 import math
 import re
@@ -15,33 +16,55 @@ VARIABLES = {
     **{INK: "--ink", QUIET: "--quiet", GRID: "--line", ZERO: "--zero"},
     **{colour: f"--series-{i}" for i, colour in enumerate(SERIES, 1)},
 }
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text: the page's font, selectable
-    "svg.hashsalt": "tfrobust",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-}
 
 
-def _draw(name, size, paint):
-    """SVG text of a figure that `paint(figure)` fills."""
+@dataclasses.dataclass(frozen=True)
+class Palette:
+    """Colours of a picture; all of them differ for colour-blind eyes too (after Okabe and Ito)."""
+
+    ink: str
+    quiet: str
+    grid: str
+    zero: str
+    series: tuple
+
+
+PAGE = Palette(INK, QUIET, GRID, ZERO, SERIES)
+PAPER = Palette(
+    *("#1d2126", "#5d6670", "#e3e1dc", "#e69f00"),
+    ("#0072b2", "#009e73", "#b0418e", "#6b4fbb", "#8a6d00", "#5d6670"),
+)
+
+
+def style(palette):
+    """matplotlib's settings for a picture in these colours."""
+    return {
+        "svg.fonttype": "none",  # text stays text: the page's font, selectable
+        "svg.hashsalt": "tfrobust",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": palette.ink,
+        "axes.edgecolor": palette.quiet,
+        "axes.labelcolor": palette.ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "xtick.color": palette.quiet,
+        "ytick.color": palette.quiet,
+        "grid.color": palette.grid,
+        "grid.linewidth": 0.8,
+        "legend.frameon": False,
+    }
+
+
+def inline(name, size, paint):
+    """SVG text, for a page, of a figure that `paint(figure)` fills in the colours of `PAGE`."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(style(PAGE)):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
         paint(figure)
@@ -71,7 +94,7 @@ def curves(values):
     if not found:
         return None
 
-    colours = _colours(values)
+    colours = colours_of(values)
 
     def paint(figure):
         axes = figure.subplots()
@@ -79,7 +102,7 @@ def curves(values):
             eps, rates, colour = curve["epsilons"], curve["rates"], colours[name]
             low, high = ([100 * r[side] for r in rates] for side in ("low", "high"))
             line = [100 * rate["accuracy"] for rate in rates]
-            label = f"{_plain(name)}, mean {100 * curve['auc']:.1f}"
+            label = f"{plain(name)}, mean {100 * curve['auc']:.1f}"
             axes.fill_between(eps, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(eps, line, color=colour, marker="o", markersize=4, linewidth=2, label=label)
         classes = {s["classes"] for p in values["models"].values() for s in p["scores"]}
@@ -118,7 +141,7 @@ def curves(values):
             ncols=min(len(found), 2),
         )
 
-    return _draw("curves", (7.2, 3.9), paint)
+    return inline("curves", (7.2, 3.9), paint)
 
 
 def vulnerabilities(values):
@@ -132,7 +155,7 @@ def vulnerabilities(values):
     gap = max(3, (last - first) // 10)
     columns = 2 if len(found) in (2, 4) else min(len(found), 3)
     rows = math.ceil(len(found) / columns)
-    colours = _colours(values)
+    colours = colours_of(values)
 
     def paint(figure):
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -143,7 +166,7 @@ def vulnerabilities(values):
             zeros, share = part["zeros"], 100 * part["zeros"] / max(part["units"], 1)
             axes.bar(first - gap, zeros, width=2, color=ZERO)
             axes.set_yscale("log")
-            axes.set_title(_plain(name))
+            axes.set_title(plain(name))
             axes.text(
                 0.03,
                 0.97,
@@ -168,7 +191,7 @@ def vulnerabilities(values):
             axes.set_ylabel("units")
         figure.supxlabel("mean |change| of the unit under attack", size=10, color=INK)
 
-    return _draw("vulnerability", (7.2, 0.4 + 2.4 * rows), paint)
+    return inline("vulnerability", (7.2, 0.4 + 2.4 * rows), paint)
 
 
 def units(values):
@@ -184,7 +207,7 @@ def units(values):
                 small[name] = share
     if not small:
         return None
-    longest, colours = max(map(len, small.values())), _colours(values)
+    longest, colours = max(map(len, small.values())), colours_of(values)
     columns = 2 if len(small) in (2, 4) else min(len(small), 3)
     rows = math.ceil(len(small) / columns)
 
@@ -199,14 +222,14 @@ def units(values):
             axes.barh(places, kept, color=colours[name], height=0.62)
             for place, (live, total) in zip(places, share.values(), strict=True):
                 axes.text(102, place, f"{live:,} / {total:,}", va="center", color=INK, size=9)
-            axes.set_yticks(places, [_plain(layer) for layer in share])
+            axes.set_yticks(places, [plain(layer) for layer in share])
             axes.invert_yaxis()
-            axes.set(xlim=(0, 135), xlabel="units kept, %", title=_plain(name))
+            axes.set(xlim=(0, 135), xlabel="units kept, %", title=plain(name))
             axes.set_xticks([0, 50, 100])
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
 
-    return _draw("units", (7.2, (1.1 + 0.28 * longest) * rows), paint)
+    return inline("units", (7.2, (1.1 + 0.28 * longest) * rows), paint)
 
 
 def _layers(part):
@@ -214,12 +237,12 @@ def _layers(part):
     return {row["name"]: (row["units"], row["units_total"]) for row in rows if row["units_total"]}
 
 
-def _colours(values):
+def colours_of(values, series=SERIES):
     """One colour for each model of the card, the same in every picture and table."""
-    return {name: SERIES[i % len(SERIES)] for i, name in enumerate(values["models"])}
+    return {name: series[i % len(series)] for i, name in enumerate(values["models"])}
 
 
-def _plain(name):
+def plain(name):
     """A name that matplotlib neither reads as mathematics nor hides."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name

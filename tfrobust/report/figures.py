@@ -1,0 +1,191 @@
+"""Figures for people: what `tr.diagnostics` measured, as PNG, SVG or PDF.
+
+Drawing lives here because here files are written: diagnostics gives arrays and knows no colours.
+The same painters (`explain`) make the pictures of a card. Every function takes one result or
+{name: result} for several networks, which then share their axes, and returns matplotlib's figure.
+
+    tr.report.plot_landscape({"AT": at, "ANP-VS": anp}, "landscape.png")
+"""
+
+from tfrobust import files
+from tfrobust.diagnostics import (
+    Curve,
+    FeatureMaps,
+    Histogram,
+    Landscape,
+    VulnerabilityMap,
+    vulnerability_curve,
+    vulnerability_histogram,
+)
+from tfrobust.regularizers import Vulnerability
+from tfrobust.report import explain
+from tfrobust.report.card import Card
+from tfrobust.report.plots import PAPER, colours_of, style
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def plot_vulnerability(white, path=None, black=None):
+    """v_l of every layer, under white-box and transferred attacks (Fig. 2a and Tables 1 and 3).
+
+    Args:
+        white: `Vulnerability` or {name: Vulnerability}.
+        path: File to write (.png, .svg or .pdf), or None.
+        black: The same for transferred images, with the same names; or None.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        TypeError, ValueError: other results, no results, another suffix. OSError: no such folder.
+    """
+    white = _named("white", white, Vulnerability)
+    black = {} if black is None else _named("black", black, Vulnerability)
+    if set(black) - set(white):
+        raise ValueError(
+            f"`black` must have names of `white`: {list(white)}. Received: {list(black)}"
+        )
+    parts = {
+        name: {
+            "white": found.per_layer(),
+            "black": black[name].per_layer() if name in black else None,
+        }
+        for name, found in white.items()
+    }
+    return _figure(explain.layers, parts, path)
+
+
+def plot_histogram(found, path=None):
+    """Histogram of v over the units of a layer, exact zeros apart in orange (Fig. 4 and 6).
+
+    Args:
+        found: `Histogram`, `Vulnerability` (its first layer), or {name: one of them}.
+        path: As in `plot_vulnerability`.
+    """
+    found = _named("found", found, Histogram | Vulnerability)
+    parts = {
+        name: (one if isinstance(one, Histogram) else vulnerability_histogram(one)).to_dict()
+        for name, one in found.items()
+    }
+    return _figure(explain.histograms, parts, path)
+
+
+def plot_map(found, path=None):
+    """Images beside where their features moved, v of the image in brackets (Fig. 2b to e, 4).
+
+    Args:
+        found: `VulnerabilityMap` or {name: VulnerabilityMap}; three images of each are drawn.
+        path: As in `plot_vulnerability`.
+    """
+    return _figure(explain.maps, _values("found", found, VulnerabilityMap), path)
+
+
+def plot_features(found, path=None):
+    """Maps of the most and the least vulnerable channels on the first image (Fig. 7).
+
+    Args:
+        found: `FeatureMaps` or {name: FeatureMaps}.
+        path: As in `plot_vulnerability`.
+    """
+    return _figure(explain.features, _values("found", found, FeatureMaps), path)
+
+
+def plot_landscape(found, path=None, surface=False):
+    """The loss around images, the same scale for all networks (Fig. 5).
+
+    Args:
+        found: `Landscape` or {name: Landscape}.
+        path: As in `plot_vulnerability`.
+        surface: Three-dimensional surfaces, as in the paper, instead of maps and their cut.
+    """
+    painter = explain.surfaces if surface else explain.landscapes
+    return _figure(painter, _values("found", found, Landscape), path)
+
+
+def plot_sparsity(found, path=None):
+    """V against the share of units removed.
+
+    Args:
+        found: `tr.diagnostics.vulnerability_curve(...)`, {name: Curve}, or a list of cards.
+        path: As in `plot_vulnerability`.
+    """
+    if isinstance(found, Card | list | tuple):
+        found = sparsity_of(found)
+    curves = _named("found", found, Curve)
+    parts = {name: curve_values(curve) for name, curve in curves.items()}
+    return _figure(explain.sparsity, parts, path)
+
+
+def sparsity_of(cards):
+    """{model: Curve} of one card or several: V against the units removed, as the cards have them.
+
+    Every model counts that has a vulnerability and a footprint to compare with its card's
+    reference; models of one name on several cards are one curve.
+
+    Raises:
+        TypeError, ValueError: no cards; no such model on them.
+    """
+    points = {}
+    for card in [cards] if isinstance(cards, Card) else cards:
+        if not isinstance(card, Card):
+            raise TypeError(f"`cards` must hold tr.report.Card. Received: {type(card).__name__}")
+        for name, point in points_of(card.to_dict()["models"]).items():
+            points.setdefault(name, []).append(point)
+    if not points:
+        raise ValueError(
+            "`cards` must hold a model with a vulnerability and a footprint. Received: none"
+        )
+    return {name: vulnerability_curve(found) for name, found in points.items()}
+
+
+def points_of(models):
+    """{model: (sparsity, V)} of the models of a card that have both."""
+    points = {}
+    for name, part in models.items():
+        share, found = part.get("gain", {}).get("sparsity"), part["vulnerability"]
+        if share is not None and found:
+            v = Vulnerability({}, found["network"], found["relative"], found["units"])
+            points[name] = max(float(share), 0.0), v
+    return points
+
+
+def curve_values(curve):
+    """A `Curve` as plain lists."""
+    numbers = {name: getattr(curve, name).tolist() for name in ("sparsity", "values", "relative")}
+    return {**numbers, "names": list(curve.names)}
+
+
+def _named(argument, found, kind):
+    """{name: result}, checked."""
+    named = found if isinstance(found, dict) else {"": found}
+    kinds = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
+    if not named:
+        raise ValueError(f"`{argument}` must hold at least one {kinds}. Received: none")
+    for one in named.values():
+        if not isinstance(one, kind):
+            raise TypeError(
+                f"`{argument}` must be a {kinds} or a dictionary of them. "
+                f"Received: {type(one).__name__}"
+            )
+    return {str(name): one for name, one in named.items()}
+
+
+def _values(argument, found, kind):
+    return {name: one.to_dict() for name, one in _named(argument, found, kind).items()}
+
+
+def _figure(painter, parts, path):
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if path is not None:
+        path = files.target(path)
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"`path` must end in one of {SUFFIXES}. Received: {path.name}")
+    size, paint = painter(parts, PAPER, colours_of({"models": parts}, PAPER.series))
+    with matplotlib.rc_context(style(PAPER)):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        if path is not None:
+            files.replace(path, lambda name: figure.savefig(name, dpi=144))
+    return figure
