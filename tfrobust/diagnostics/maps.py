@@ -36,6 +36,10 @@ class VulnerabilityMap:
     x: np.ndarray = dataclasses.field(repr=False)
     x_adv: np.ndarray = dataclasses.field(repr=False)
 
+    def first(self, count):
+        """The same for the first images alone."""
+        return _first(self, count, ("maps", "values", "x", "x_adv"))
+
     def to_dict(self):
         """Plain numbers and lists, three digits of each."""
         arrays = {name: shortened(getattr(self, name)) for name in ("maps", "values", "x", "x_adv")}
@@ -154,6 +158,10 @@ class FeatureMaps:
         """|clean - adversarial|."""
         return np.abs(self.clean - self.adversarial)
 
+    def first(self, count):
+        """The same for the first images alone."""
+        return _first(self, count, ("clean", "adversarial", "x", "x_adv"))
+
     def to_dict(self):
         """Plain numbers and lists, three digits of each."""
         place = {channel: v for channel, v in zip(self.ranked.tolist(), self.v, strict=True)}
@@ -212,6 +220,10 @@ def feature_maps(
     shown = np.concatenate([ranked[:count], ranked[-count:]])
     maps = [np.moveaxis(z[..., shown], -1, 1) for z in (clean, moved)]
     return FeatureMaps(name, ranked, v[ranked], len(v) - len(ranked), shown, *maps, x, x_adv)
+
+
+def _first(found, count, names):
+    return dataclasses.replace(found, **{name: getattr(found, name)[:count] for name in names})
 
 
 def shortened(values, digits=3):

@@ -7,12 +7,13 @@ import os
 import numpy as np
 
 from tfrobust import files
+from tfrobust.diagnostics import ZERO, FeatureMaps, Histogram, Landscape, VulnerabilityMap
 from tfrobust.evaluate import FAMILIES, Curve, Scores, Transfer
 from tfrobust.footprint import Footprint
 from tfrobust.regularizers import Vulnerability
 
-ZERO = 1e-8  # a vulnerability up to here counts as exactly zero
 BINS = 36
+KEPT = 2  # images of a map that a card holds
 UNKNOWN = ("quantize", "parity", "agreement", "images", "input", "output", "sparse")
 
 
@@ -27,7 +28,13 @@ class Entry:
         files: Paths, or what `tr.export` returned, whose input contract then stands on the card.
         latency: Milliseconds for one image, or {what: milliseconds}.
         seconds: Time spent on training.
-        vulnerability: `tr.regularizers.vulnerability(...)`.
+        vulnerability: `tr.diagnostics.vulnerability(...)` under a white-box attack.
+        vulnerability_black: The same under a transferred one; with it, or with a histogram, the
+            card shows every layer.
+        histogram: `tr.diagnostics.vulnerability_histogram(...)`.
+        map: `tr.diagnostics.vulnerability_map(...)` or `pixel_map(...)`; its first two images.
+        features: `tr.diagnostics.feature_maps(...)`; its first image.
+        landscape: `tr.diagnostics.loss_landscape(...)`.
         transfer: `tr.evaluate.Transfer` or a list: accuracy of exported files under replay.
         curve: `tr.evaluate.Curve`, default the last one of `scores`.
         command: What trains this very model, if it differs from the card's command.
@@ -46,6 +53,11 @@ class Entry:
     command: str | None = None
     note: str | None = None
     settings: dict = dataclasses.field(default_factory=dict)
+    vulnerability_black: Vulnerability | None = None
+    histogram: Histogram | None = None
+    map: VulnerabilityMap | None = None
+    features: FeatureMaps | None = None
+    landscape: Landscape | None = None
 
     def __post_init__(self):
         self.scores = _listed("scores", self.scores, Scores)
@@ -53,6 +65,11 @@ class Entry:
         _one("footprint", self.footprint, Footprint)
         _one("vulnerability", self.vulnerability, Vulnerability)
         _one("curve", self.curve, Curve)
+        _one("vulnerability_black", self.vulnerability_black, Vulnerability)
+        _one("histogram", self.histogram, Histogram)
+        _one("map", self.map, VulnerabilityMap)
+        _one("features", self.features, FeatureMaps)
+        _one("landscape", self.landscape, Landscape)
         self.files = [self.files] if isinstance(self.files, str | os.PathLike) else self.files
         if isinstance(self.latency, int | float):
             self.latency = {"one image": float(self.latency)}
@@ -86,7 +103,20 @@ class Entry:
             "training_seconds": self.seconds,
             "vulnerability": self.vulnerability and _vulnerability(self.vulnerability),
             "transfer": [transfer.to_dict() for transfer in self.transfer],
+            **self._explained(),
         }
+
+    def _explained(self):
+        """What only newer cards have: keys that are missing where nothing was given."""
+        black, seen, shown = self.vulnerability_black, self.map, self.features
+        found = {
+            "vulnerability_black": black and _vulnerability(black),
+            "histogram": self.histogram and self.histogram.to_dict(),
+            "map": seen and seen.first(KEPT).to_dict(),
+            "features": shown and shown.first(1).to_dict(),
+            "landscape": self.landscape and self.landscape.to_dict(),
+        }
+        return {name: values for name, values in found.items() if values}
 
 
 def _one(name, value, kind):

@@ -7,14 +7,16 @@ page, `figures` writes them into files.
 
 import itertools
 import math
+import textwrap
 
 import numpy as np
 
 from tfrobust.diagnostics import Histogram, on_same_axes
+from tfrobust.regularizers import Vulnerability
 from tfrobust.report.plots import plain
 
 HEAT, SURFACE = "magma", "viridis"  # even steps of lightness, also for colour-blind eyes
-LABELS = {"white": "white box", "black": "transfer"}
+LABELS = {"white": "white box (coloured)", "black": "transfer"}
 PICTURES = 2  # images of one map in a card
 
 
@@ -216,7 +218,7 @@ def maps(parts, palette, colours):
     def paint(figure):
         every = figure.subplots(len(parts), 3 * shown, squeeze=False)
         for line, (name, part) in zip(every, parts.items(), strict=True):
-            line[0].set_ylabel(plain(name), color=palette.ink)
+            line[0].set_ylabel(textwrap.fill(plain(name), 16), color=palette.ink, fontsize=9)
             for axes in line:
                 bare(axes)
             for i in range(min(shown, len(part["maps"]))):
@@ -271,7 +273,9 @@ def features(parts, palette, colours):
                 figure.colorbar(
                     shown,
                     ax=every[own, 1:],
-                    label=", ".join(filter(None, [plain(part["layer"]), plain(name)])),
+                    label=", ".join(
+                        filter(None, [f"value of {plain(part['layer'])}", plain(name)])
+                    ),
                 )
                 first = name
 
@@ -300,7 +304,7 @@ def sparsity(parts, palette, colours):
             ):
                 axes[0].annotate(plain(text), (place, value), (4, 5), textcoords="offset points",
                                  size=8, color=palette.ink)  # fmt: skip
-        for panel, text in zip(axes, ("V", "V / E|z| (by its size)"), strict=False):
+        for panel, text in zip(axes, ("V", "V / E|z|, free of scale"), strict=False):
             panel.set(xlabel="units removed, %", title=text)
             panel.set_ylim(bottom=0)
             panel.set_xlim(-4, 108)
@@ -312,6 +316,23 @@ def sparsity(parts, palette, colours):
                           ncols=min(len(parts), 3), fontsize=9)  # fmt: skip
 
     return (7.2 if known else 4.6, 3.0 + 0.25 * math.ceil(len(parts) / 3)), paint
+
+
+def points_of(models):
+    """{model: (sparsity, V)} of the models of a card that have both."""
+    points = {}
+    for name, part in models.items():
+        share, found = part.get("gain", {}).get("sparsity"), part["vulnerability"]
+        if share is not None and found:
+            v = Vulnerability({}, found["network"], found["relative"], found["units"])
+            points[name] = max(float(share), 0.0), v
+    return points
+
+
+def curve_values(curve):
+    """A `Curve` as plain lists."""
+    numbers = {name: getattr(curve, name).tolist() for name in ("sparsity", "values", "relative")}
+    return {**numbers, "names": list(curve.names)}
 
 
 def _rgb(image):

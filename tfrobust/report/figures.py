@@ -112,7 +112,7 @@ def plot_sparsity(found, path=None):
     if isinstance(found, Card | list | tuple):
         found = sparsity_of(found)
     curves = _named("found", found, Curve)
-    parts = {name: curve_values(curve) for name, curve in curves.items()}
+    parts = {name: explain.curve_values(curve) for name, curve in curves.items()}
     return _figure(explain.sparsity, parts, path)
 
 
@@ -129,30 +129,13 @@ def sparsity_of(cards):
     for card in [cards] if isinstance(cards, Card) else cards:
         if not isinstance(card, Card):
             raise TypeError(f"`cards` must hold tr.report.Card. Received: {type(card).__name__}")
-        for name, point in points_of(card.to_dict()["models"]).items():
+        for name, point in explain.points_of(card.to_dict()["models"]).items():
             points.setdefault(name, []).append(point)
     if not points:
         raise ValueError(
             "`cards` must hold a model with a vulnerability and a footprint. Received: none"
         )
     return {name: vulnerability_curve(found) for name, found in points.items()}
-
-
-def points_of(models):
-    """{model: (sparsity, V)} of the models of a card that have both."""
-    points = {}
-    for name, part in models.items():
-        share, found = part.get("gain", {}).get("sparsity"), part["vulnerability"]
-        if share is not None and found:
-            v = Vulnerability({}, found["network"], found["relative"], found["units"])
-            points[name] = max(float(share), 0.0), v
-    return points
-
-
-def curve_values(curve):
-    """A `Curve` as plain lists."""
-    numbers = {name: getattr(curve, name).tolist() for name in ("sparsity", "values", "relative")}
-    return {**numbers, "names": list(curve.names)}
 
 
 def _named(argument, found, kind):

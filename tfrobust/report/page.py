@@ -3,10 +3,14 @@
 import functools
 import pathlib
 
+from tfrobust.diagnostics import vulnerability_curve
 from tfrobust.evaluate import FAMILIES, AttackScore
-from tfrobust.report import plots
+from tfrobust.report import explain, plots
 from tfrobust.report.terminal import grouped, kind, latency, number, others, size, sparse
 
+EXPLAINED = ("vulnerability_black", "histogram", "map", "features", "landscape")
+PICTURES = ("layers", "histogram", "map", "features", "sparsity", "landscape")
+SIDES = {"white": "vulnerability", "black": "vulnerability_black"}
 TEMPLATES = pathlib.Path(__file__).resolve().parent.parent / "templates"
 
 
@@ -71,6 +75,7 @@ def render(values):
             ("curves", plots.curves(values)),
             ("vulnerability", plots.vulnerabilities(values)),
             ("units", plots.units(values)),
+            *_explained(values),
         )
     }
     return (
@@ -85,6 +90,7 @@ def render(values):
             files=[(name, file) for name, part in models.items() for file in part["files"]],
             transfers=[(name, t) for name, part in models.items() for t in part["transfer"]],
             moved={n: p["vulnerability"] for n, p in models.items() if p["vulnerability"]},
+            explained={name: _parts(models, name) for name in EXPLAINED},
             flags=grouped(models),
             attacks=_attacks(models),
             by_class=_by_class(models),
@@ -95,6 +101,39 @@ def render(values):
             curve_attacks=sorted({p["curve"]["attack"] for p in models.values() if p["curve"]}),
         )
     )
+
+
+def _parts(models, name):
+    """{model: what it has under a name that older cards do not know}."""
+    return {key: part[name] for key, part in models.items() if part.get(name)}
+
+
+def _explained(values):
+    """(name, SVG or None) of the pictures that explain the models."""
+    models, colours = values["models"], plots.colours_of(values)
+    painters = {
+        "histogram": explain.histograms,
+        "map": explain.maps,
+        "features": explain.features,
+        "landscape": explain.landscapes,
+    }
+    found = {name: (painter, _parts(models, name)) for name, painter in painters.items()}
+    sides = {
+        key: {side: (part.get(name) or {}).get("layers") for side, name in SIDES.items()}
+        for key, part in models.items()
+        if part.get("vulnerability") or part.get("vulnerability_black")
+    }
+    if any(part.get("vulnerability_black") or part.get("histogram") for part in models.values()):
+        found["layers"] = explain.layers, sides
+    points = explain.points_of(models)
+    if len(points) > 1:
+        curves = {
+            name: explain.curve_values(vulnerability_curve([p])) for name, p in points.items()
+        }
+        found["sparsity"] = explain.sparsity, curves
+    for name in PICTURES:
+        painter, parts = found.get(name, (None, None))
+        yield name, plots.inline(name, *painter(parts, plots.PAGE, colours)) if parts else None
 
 
 def _attacks(models):
