@@ -39,8 +39,8 @@ def scores_of(net, data, args, folder):
 def vulnerability_of(net, data):
     """V on PGD-40 pairs of the first 1,000 test images, over the units of the unshrunk network."""
     x, y = data.x_test[:1000], data.y_test[:1000]
-    x_adv = tr.attacks.PGD(mnist.THREAT, steps=40, step_size=0.01, last_iterate=True)(net, x, y)
-    return tr.regularizers.vulnerability(net, x, x_adv, units=mnist.units_of(net))
+    attack = tr.attacks.PGD(mnist.THREAT, steps=40, step_size=0.01, last_iterate=True)
+    return tr.diagnostics.vulnerability(net, x, y, attack, units=mnist.units_of(net))
 
 
 def exported_files(net, data, folder):

@@ -167,8 +167,8 @@ def judge(net, data, args):
 
 def vulnerability(net, data, units):
     """V on PGD-40 pairs of the test images, over the units of the unshrunk net."""
-    x_adv = tr.attacks.PGD(THREAT, steps=40, last_iterate=True)(net, data.x_test, data.y_test)
-    return tr.regularizers.vulnerability(net, data.x_test, x_adv, units=units)
+    attack = tr.attacks.PGD(THREAT, steps=40, last_iterate=True)
+    return tr.diagnostics.vulnerability(net, data.x_test, data.y_test, attack, units=units)
 
 
 def latency(net, files, folder):

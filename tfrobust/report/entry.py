@@ -112,9 +112,9 @@ class Entry:
         found = {
             "vulnerability_black": black and _vulnerability(black),
             "histogram": self.histogram and self.histogram.to_dict(),
-            "map": seen and seen.first(KEPT).to_dict(),
-            "features": shown and shown.first(1).to_dict(),
-            "landscape": self.landscape and self.landscape.to_dict(),
+            "map": seen and packed(seen.first(KEPT).to_dict()),
+            "features": shown and packed(shown.first(1).to_dict()),
+            "landscape": self.landscape and packed(self.landscape.to_dict()),
         }
         return {name: values for name, values in found.items() if values}
 
@@ -168,6 +168,37 @@ def _histogram(values):
     first = int(max(place.min(), place.max() - 2 * BINS))
     place = np.maximum(place, first)
     return {"first": first, "counts": np.bincount(place - first).tolist()}
+
+
+def packed(values):
+    """Nested lists as their shape and one line of numbers: a card is read by people, too.
+
+    >>> packed({"norm": "l2", "values": [[0.5, 1.0], [2.0, 0.25]]})
+    {'norm': 'l2', 'values': {'shape': [2, 2], 'numbers': '0.5 1 2 0.25'}}
+    """
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], list):
+            array = np.asarray(value, float)
+            numbers = " ".join(f"{number:g}" for number in array.ravel())
+            value = {"shape": list(array.shape), "numbers": numbers}
+        found[name] = value
+    return found
+
+
+def unpacked(values):
+    """What `packed` was given, with arrays for lists.
+
+    >>> unpacked(packed({"values": [[0.5, 1.0]]}))["values"].tolist()
+    [[0.5, 1.0]]
+    """
+
+    def array(value):
+        if isinstance(value, dict) and set(value) == {"shape", "numbers"}:
+            return np.array(value["numbers"].split(), float).reshape(value["shape"])
+        return value
+
+    return {name: array(value) for name, value in values.items()}
 
 
 def finite(value):

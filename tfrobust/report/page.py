@@ -6,6 +6,7 @@ import pathlib
 from tfrobust.diagnostics import vulnerability_curve
 from tfrobust.evaluate import FAMILIES, AttackScore
 from tfrobust.report import explain, plots
+from tfrobust.report.entry import unpacked
 from tfrobust.report.terminal import grouped, kind, latency, number, others, size, sparse
 
 EXPLAINED = ("vulnerability_black", "histogram", "map", "features", "landscape")
@@ -105,7 +106,7 @@ def render(values):
 
 def _parts(models, name):
     """{model: what it has under a name that older cards do not know}."""
-    return {key: part[name] for key, part in models.items() if part.get(name)}
+    return {key: unpacked(part[name]) for key, part in models.items() if part.get(name)}
 
 
 def _explained(values):
@@ -133,7 +134,11 @@ def _explained(values):
         found["sparsity"] = explain.sparsity, curves
     for name in PICTURES:
         painter, parts = found.get(name, (None, None))
-        yield name, plots.inline(name, *painter(parts, plots.PAGE, colours)) if parts else None
+        if parts:
+            picture = plots.inline(name, *painter(parts, plots.PAGE, colours))
+            yield name, plots.rounded(picture)
+        else:
+            yield name, None
 
 
 def _attacks(models):
