@@ -105,11 +105,11 @@ def loss_landscape(model, x, y, threat, size=41, reach=2.0, seed=0):
         raise TypeError(f"`threat` must be a tr.threats.Threat. Received: threat={threat!r}")
     if not threat.epsilon > 0:
         raise ValueError(f"`threat` must have a radius > 0. Received: threat={threat!r}")
-    if checks.whole("size", size, 3) % 2 == 0:
+    if contract.whole("size", size, 3) % 2 == 0:
         raise ValueError(f"`size` must be odd, with x in the middle. Received: size={size}")
     if not checks.number("reach", reach) > 0:
         raise ValueError(f"`reach` must be > 0. Received: reach={reach}")
-    seed = checks.whole("seed", seed, 0)
+    seed = contract.whole("seed", seed, 0)
     if len(x) < 8:
         warnings.warn(
             f"`x` holds {len(x)} images: with fewer than 8 the landscape is that of single images, "

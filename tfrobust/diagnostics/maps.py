@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import buckets, regularizers
+from tfrobust import buckets, contract, regularizers
 from tfrobust.attacks.backward import Passes
 from tfrobust.attacks.call import compiled
 from tfrobust.diagnostics import checks
@@ -197,7 +197,7 @@ def feature_maps(
             channels that move.
     """
     x, x_adv = few(model, x, y, attack, x_adv)
-    count, floor = checks.whole("count", count, 1), checks.number("floor", floor, 1.0)
+    count, floor = contract.whole("count", count, 1), checks.number("floor", floor, 1.0)
     name, net = _with_maps(model, layer)
     clean, moved = _features(net, x), _features(net, x_adv)
     if found is None:

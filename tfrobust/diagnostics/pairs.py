@@ -20,7 +20,7 @@ def pairs(model, x, y=None, attack=None, x_adv=None, batch_size=256):
         x_adv: Images of the shape of `x`, instead of an attack.
     """
     contract.classifier(model, "model")
-    checks.whole("batch_size", batch_size, 1)
+    contract.whole("batch_size", batch_size, 1)
     streamed = _streamed(x)
     if attack is not None:
         checks.attack(attack)
