@@ -281,6 +281,23 @@ def test_awp_of_anp_attacks_both_groups_at_one_point(masks):
     assert np.isfinite(float(logs["loss"])) and set(logs) == {"loss", "robust_accuracy", "kl"}
 
 
+def test_awp_with_weights_that_follow_from_others():
+    """Surgery: the classifier holds what follows from the shadows, before and after each step."""
+    net, surgery = noisy(), tr.pruning.Surgery(c=0.5)
+    game = Watched(net, FGSM, transform=surgery, weight_attack=tr.training.AWP(0.1))
+    game.seen = []
+    game.compile(SGD(0.1))
+    surgery.begin()
+    for _ in range(2):
+        zeros = [v.numpy() == 0 for v in net.variables]
+        game.train_step(tuple(tf.constant(v) for v in data()))
+        for variable, zero, attacked in zip(net.variables, zeros, game.seen[-1][0], strict=True):
+            if variable.name == "kernel":
+                assert zero.any() and not attacked[zero].any()
+    for w, own in zip(surgery._kept.targets, surgery._kept.own, strict=True):
+        np.testing.assert_array_equal(w.numpy(), surgery.value(own))
+
+
 def test_awp_survives_infinite_gradients():
     w = tf.constant([1.0, -2.0])
     assert not awp.step(w, tf.constant([np.inf, 1.0])).numpy().any()

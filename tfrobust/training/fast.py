@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust.attacks import PGD
-from tfrobust.attacks.attack import whole
+from tfrobust.contract import is_number, whole
 from tfrobust.layers.transform import assign
 from tfrobust.threats import Threat
 from tfrobust.training import checks
@@ -74,16 +74,15 @@ class FreeAT(AdversarialTraining):
     """
 
     def __init__(self, classifier, attack, replays=8, batch_size=128, step_size=None, **kwargs):
-        whole("replays", replays, 1)
-        whole("batch_size", batch_size, 1)
-        if step_size is not None and not (isinstance(step_size, int | float) and step_size > 0):
+        replays, batch_size = whole("replays", replays, 1), whole("batch_size", batch_size, 1)
+        if step_size is not None and not (is_number(step_size) and step_size > 0):
             raise ValueError(f"`step_size` must be a number > 0. Received: step_size={step_size!r}")
         if isinstance(attack, Threat):
             attack = PGD(attack, steps=10)
         if attack is None:
             raise TypeError("`attack` must be a tr.threats.Threat or an attack. Received: None")
         super().__init__(classifier, attack, **kwargs)
-        self.replays, self.batch_size = int(replays), int(batch_size)
+        self.replays, self.batch_size = replays, batch_size
         self.step_size = None if step_size is None else float(step_size)
         self.carried = self.add_weight(
             name="carried", shape=(self.batch_size, *classifier.input_shape[1:]), dtype="float32",

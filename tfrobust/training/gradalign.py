@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust import losses, noise
+from tfrobust.contract import is_number
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
@@ -35,7 +36,7 @@ class GradAlign:
     """
 
     def __init__(self, weight=0.2):
-        if not weight >= 0:
+        if not (is_number(weight) and weight >= 0):
             raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
         self.weight = float(weight)
 
