@@ -1,8 +1,8 @@
 """Cuts a masked net while it trains: dead channels go, living ones keep their masks.
 
 `compact` ends a training; `trim` is for its middle. What is cut is exact in inference: the logits
-stay as they were. In training a shut channel still passes a little noise now and then, and could
-come back; after the cut it cannot.
+stay as they were. In training a shut channel still speaks: a beta-Bernoulli one softly, now and
+then, a VIB one in noise that is louder than its signal. Cut, it is silent and cannot come back.
 """
 
 import dataclasses

@@ -19,10 +19,11 @@ def shrunk(game):
     """Returns the same game, in the same state, around its net without the units that are shut.
 
     In inference the smaller net says what the larger one said, and the optimizers go on from the
-    momenta they had, with the same iteration. In training a shut unit lets a little noise pass and
-    could open again; it is gone now, noise is drawn for fewer units, and the terms of the loss that
-    dead units add whatever happens (KL, weight decay) are gone as well, so their reported values
-    drop. Vulnerability suppression goes on dividing by the units of the whole net.
+    momenta they had, with the same iteration. In training a shut unit lets noise pass (little in a
+    beta-Bernoulli mask, more than its signal in a VIB mask) and could open again: it is gone now.
+    Noise is drawn for fewer units, and the terms that dead units add to the loss whatever happens
+    (KL, weight decay) are gone as well, so their reported values drop. Vulnerability suppression
+    goes on dividing by the units of the whole net.
 
     Args:
         game: Compiled `Game` whose classifier has masks; it is not changed, but shares its attack.

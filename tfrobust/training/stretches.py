@@ -41,8 +41,9 @@ def fit_and_shrink(
     """Fits a game and cuts, after every `shrink_every` epochs, the units whose masks are shut.
 
     A cut leaves the logits in inference as they are. The training that follows is not the one that
-    would have been: noise is drawn for fewer units, and a unit that is gone cannot come back, which
-    shut ones hardly do in training either. A new net is traced anew, which costs some seconds.
+    would have been: noise is drawn for fewer units, and one that is gone neither adds noise nor
+    opens again. With `VIBMask` that is felt: a shut unit passes more noise than signal, and its
+    gradient can open it. A new net is traced anew, which costs some seconds.
 
     Args:
         game: Compiled `Game` whose classifier has masks.
