@@ -1,7 +1,10 @@
 """The table of everything that conformance tests walk through, with tiny models and data."""
 
+import contextlib
+
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfrobust import attacks, layers, losses, models, threats
 
@@ -60,6 +63,19 @@ def fitting(attack, classes):
     except ValueError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def eagerly():
+    """Runs attacks without graphs: some steps of a tiny net cost less than tracing one of them.
+
+    tests/test_attacks.py holds that both ways find the same.
+    """
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def images(count=8, shape=(8, 8, 1), seed=0):
