@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import tfrobust as tr
 from tests import bank
+from tests.bank_evaluate import run
 from tests.test_eot import noisy, states
-from tests.test_evaluate import run
 from tfrobust import attacks, contract, threats
 
 LINF, L2, L1 = threats.Linf(0.1), threats.L2(0.7), threats.L1(3.0)

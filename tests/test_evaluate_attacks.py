@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests import bank
-from tests.test_evaluate import Recorder, codes, flipper, run
+from tests.bank_evaluate import Recorder, codes, flipper, run
 from tfrobust import attacks, evaluate, threats
 
 # Between the exact Linf distances of LIN10, of which one image's is larger.

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests import bank
-from tests.test_evaluate import codes, run
+from tests.bank_evaluate import codes, run
 from tests.test_evaluate_attacks import Jitter
 from tfrobust import attacks, losses, threats
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests.bank_pruning import adversarial, compiled, data, dense
-from tests.test_resume import Kill
+from tests.bank_resume import Kill
 from tfrobust.pruning import Linear, MagnitudePruning, polynomial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

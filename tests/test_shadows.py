@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests.bank_pruning import LOGITS, data, dense
-from tests.test_resume import Kill
+from tests.bank_resume import Kill
 from tfrobust.pruning import LearnedScores, Surgery, shadows
 
 SGD = keras.optimizers.SGD

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfrobust as tr
 from tests import bank
 from tests.bank_pruning import dense
-from tests.test_resume import Kill
+from tests.bank_resume import Kill
 from tfrobust import losses
 
 THREAT = tr.threats.Linf(0.2)
@@ -68,7 +68,7 @@ def test_loss_and_gradient_by_hand(labels):
     x, y = data(classes=max(outputs, 2))
     weights, hot = np.array([1, 2, 0, 0.5, 1, 3], "float32"), np.eye(max(outputs, 2))[y]
     game = tr.training.TRADES(net, kl_attack(), beta=3.0)
-    game.compile(SGD(1.0), loss=loss)
+    game.compile(SGD(1.0), loss=loss, run_eagerly=labels != "integers")
     if labels == "smoothed":
         hot, y = 0.9 * hot + 0.1 / 3, hot
     x_adv = game.attacked(tf.constant(x), tf.constant(y)).numpy()
@@ -133,8 +133,9 @@ def test_beta_zero_is_plain_keras_fit():
     """Batch normalization, dropout and all: the adversarial pass leaves no trace."""
     nets = [dense(), dense()]
     game = tr.training.TRADES(nets[0], THREAT, beta=0)
-    game.compile(SGD(0.1))
-    nets[1].compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    game.compile(SGD(0.1), run_eagerly=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    nets[1].compile(SGD(0.1), loss, run_eagerly=True)
     x, y = bank.images(8, (4, 4, 1)), np.arange(8) % 4
     for model in (game, nets[1]):
         model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
