@@ -1,5 +1,7 @@
 """Attacks: fixtures with exact answers, and properties that every attack of the bank must have."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -26,6 +28,12 @@ def batch(net):
     y = attacks.forward(net, x).argmax(-1)
     y[::7] = (y[::7] + 1) % 4  # some are wrong from the start
     return x, y
+
+
+@functools.cache
+def restored(attack):
+    """The attack as its config describes it; all tests of this file share its two graphs."""
+    return keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(attack))
 
 
 # --- closed forms and fixtures --------------------------------------------------------------
@@ -122,7 +130,7 @@ def test_apgd_checkpoints():
 
 @every_attack
 def test_legal_deterministic_and_no_state_changed(attack, net, batch):
-    x, y = batch
+    attack, (x, y) = restored(attack), batch
     before = [v.numpy() for v in net.variables]
     x_adv = attack(net, x, y)
     assert x_adv.dtype == np.float32 and x_adv.shape == x.shape and np.isfinite(x_adv).all()
@@ -136,7 +144,7 @@ def test_legal_deterministic_and_no_state_changed(attack, net, batch):
 
 @every_attack
 def test_result_of_an_example_does_not_depend_on_its_company(attack, net, batch):
-    x, y = batch
+    attack, (x, y) = restored(attack), batch
     whole = attack(net, x, y)
     order = np.random.default_rng(0).permutation(len(x))
     np.testing.assert_array_equal(attack(net, x[order], y[order], index=order), whole[order])
@@ -148,29 +156,34 @@ def test_result_of_an_example_does_not_depend_on_its_company(attack, net, batch)
 @every_attack
 def test_zero_radius_returns_x(attack, net, batch):
     x, y = batch
-    np.testing.assert_array_equal(attack(net, x, y, epsilon=0.0), x)
+    np.testing.assert_array_equal(restored(attack)(net, x, y, epsilon=0.0), x)
 
 
 @every_attack
-def test_config_round_trip_and_one_trace_for_each_bucket_whatever_the_radius(attack, net):
-    config = keras.saving.serialize_keras_object(attack)
-    fresh = keras.saving.deserialize_keras_object(config)
+def test_config_round_trip_and_one_trace_for_each_bucket_whatever_the_radius(attack, net, batch):
+    fresh, (x, y) = restored(attack), batch
+    assert fresh is not attack and type(fresh) is type(attack)
     assert fresh.name == attack.name and fresh.get_config() == attack.get_config()
-    x = bank.images(20)
-    y = attacks.forward(net, x).argmax(-1)  # images that are wrong need no graph
-    for count, epsilon in ((5, 0.05), (16, 0.1), (9, 0.02), (16, None)):
+    for count, epsilon in ((5, 0.05), (16, 0.1), (20, 0.03), (9, 0.02), (16, None), (20, None)):
         fresh(net, x[:count], y[:count], epsilon=epsilon)
-    assert fresh.traces == 1
-    # A graph that has met one size only and one that has met several differ in the last bits.
-    np.testing.assert_allclose(fresh(net, x, y), attack(net, x, y), atol=1e-5)
     assert fresh.traces == 2
+
+
+@every_attack
+def test_eager_steps_find_what_the_graph_of_the_restored_attack_finds(attack, net, batch):
+    x, y = (part[:8] for part in batch)
+    with bank.eagerly():
+        eager = attack(net, x, y)
+    # A sign turns where a gradient's last bits decide: a row may go another way.
+    differ = np.abs(restored(attack)(net, x, y) - eager).reshape(8, -1).max(-1) > 1e-4
+    assert differ.sum() <= 1
 
 
 @every_attack
 def test_accuracy_falls(attack, net, batch):
     x, y = batch
     before = attacks.verdicts(net, x, y)
-    x_adv = attack(net, x, y)
+    x_adv = restored(attack)(net, x, y)
     after = attacks.verdicts(net, x_adv, y)
     assert after.sum() > before.sum()
 
@@ -247,7 +260,8 @@ def test_constant_model_gives_no_nan_and_no_success():
     net = keras.Model(inputs, keras.layers.Dense(4, kernel_initializer="zeros")(flat))
     x, y = bank.images(4), np.arange(4)
     for attack in bank.ATTACKS:
-        x_adv = attack(net, x, y)
+        with bank.eagerly():
+            x_adv = attack(net, x, y)
         assert np.isfinite(x_adv).all()
         assert not attacks.verdicts(net, x_adv, y).any()  # ties are not successes
 

@@ -42,21 +42,39 @@ def checked(attack, net, x, y, goal=None):
     return found
 
 
-MODELS = {
-    "linear": lambda: bank.linear(1.0),
-    "steep": lambda: bank.linear(30.0),
-    "curve": bank.curve,
-}
+@functools.cache
+def curve():
+    return bank.curve()
+
+
+@functools.cache
+def straight():
+    return bank.linear(1.0)
+
+
+def linear(scale):
+    """`bank.linear`: one net, so that attacks of either scale share a graph."""
+    net, x, y = straight()
+    net.set_weights(bank.linear(scale)[0].get_weights())
+    return net, x, y
+
+
+MODELS = {"linear": lambda: linear(1.0), "steep": lambda: linear(30.0), "curve": curve}
 on_each_model = pytest.mark.parametrize("model", MODELS)
+
+
+@functools.cache
+def whole(kind, threat, **options):
+    attack = kind(threat, **options)
+    attack.stride = attack.iterations  # one graph
+    return attack
 
 
 @functools.cache
 def ratios(kind, threat, model, **options):
     """Distances over the exact ones, none of them below 1, and the `Result`."""
-    attack = kind(threat, **options)
-    attack.stride = attack.iterations  # one graph
     net, x, y = MODELS[model]()
-    found = checked(attack, net, x, y)
+    found = checked(whole(kind, threat, **options), net, x, y)
     exact = bank.CURVE_DISTANCE if model == "curve" else bank.LINEAR_DISTANCE
     ratio = found.distance / exact[threat.norm]
     assert ratio.min() >= 1 - 5e-4  # the exact distances have five decimals
@@ -124,7 +142,7 @@ def test_carlini_wagner_finds_the_boundary(model):
 
 @each
 def test_nothing_succeeds_within_98_percent_and_much_does_beyond(attack):
-    net, x, y = bank.linear(30.0)
+    net, x, y = linear(30.0)
     exact = bank.LINEAR_DISTANCE[attack.threat.norm]
     assert bank.fooled_at(attack, net, x, y, 0.98 * exact) == 0
     assert bank.fooled_at(attack, net, x, y, 1.2 * exact) == 6
@@ -281,10 +299,19 @@ def test_half_the_steps_never_find_less(attack):
     assert (full <= half).all()
 
 
-@each
-@pytest.mark.parametrize(
-    ("classes", "shape"), [(1, (8, 8, 1)), (2, (6, 4, 3)), (3, (5,)), (10, (3, 7, 3))], ids=str
-)
+OUTER = [(1, (8, 8, 1)), (2, (6, 4, 3)), (3, (5,)), (10, (3, 7, 3))]
+
+
+def pairs():
+    """Every attack with every model, of which each attack meets two among the fast tests."""
+    for row, attack in enumerate(EACH):
+        for column, (classes, shape) in enumerate(OUTER):
+            marks = () if (row + column) % 2 else pytest.mark.slow
+            name = f"{bank.attack_id(attack)}-{classes}"
+            yield pytest.param(attack, classes, shape, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("attack", "classes", "shape"), pairs())
 def test_classes_and_shapes(attack, classes, shape):
     keras.utils.set_random_seed(classes)
     hidden = keras.layers.Flatten()(inputs := keras.Input(shape))
@@ -301,7 +328,7 @@ def test_classes_and_shapes(attack, classes, shape):
 
 @each
 def test_goals(attack):
-    net, x, y = bank.linear(30.0)
+    net, x, y = linear(30.0)
     goal = (y + 3) % 10
     found = checked(attack, net, x, y, goal)
     free = attack.minimum(net, x, y).distance
