@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     data = tr.data.load("digits")
     net = tr.models.digits_net()
     net.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    net.fit(data.x_train, data.y_train, epochs=3, verbose=0)
+    net.fit(data.x_train, data.y_train, batch_size=64, verbose=0)
     net.save(folder / "net.keras")
     tr.pruning.prune(net, 0.9)
     net.save(folder / "pruned.keras")

@@ -37,7 +37,7 @@ def test_a_dead_net_is_right_on_one_class_only(classes):
     found = exact.r_inf(x, y, 0.1)
     assert (found.value, found.repaired) == (share, 0)
     game = tr.training.AdversarialTraining(net, FGSM)
-    game.compile("sgd", metrics=None if classes == 1 else ["accuracy"])
+    game.compile("sgd", metrics=None if classes == 1 else ["accuracy"], run_eagerly=True)
     scores = game.evaluate(x, y, verbose=0, return_dict=True)
     assert scores["robust_accuracy"] == scores.get("accuracy", share) == share
 
@@ -63,10 +63,14 @@ def watch(prune=None, x=None, y=None, attack=FGSM, **options):
                           attack, **options)  # fmt: skip
 
 
+def compiled():
+    return bank_pruning.compiled(bank_pruning.dense(), run_eagerly=True)
+
+
 def test_the_watch_sees_that_a_net_died():
     prune = tr.pruning.MagnitudePruning(tr.pruning.OneShot(0.5))
     seen = watch(prune, reference=(np.float32(0.75), 0.5))
-    net = bank_pruning.compiled(bank_pruning.dense())
+    net = compiled()
     with pytest.warns(UserWarning, match=r"era fell by 50.0 % \(50.0 to 25.0 %\)"):
         bank_pruning.fit(net, prune, seen, Dying(), epochs=1)
     assert not seen.rows[0]["over"]  # at chance without a zero: not trained yet
@@ -166,7 +170,7 @@ def images(call):
 
 
 def fit_with(seen, *others):
-    bank_pruning.fit(bank_pruning.compiled(bank_pruning.dense()), seen, *others, epochs=1)
+    bank_pruning.fit(compiled(), seen, *others, epochs=1)
 
 
 def fit(**options):
@@ -294,8 +298,8 @@ def test_what_the_product_still_bounds():
 def test_rows_go_on_with_the_same_model_and_start_anew_with_another():
     prune = tr.pruning.MagnitudePruning(tr.pruning.OneShot(0.5))
     seen = watch(prune, drop=0.99)
-    net = bank_pruning.compiled(bank_pruning.dense())
-    for model, count in ((net, 2), (net, 3), (bank_pruning.compiled(bank_pruning.dense()), 2)):
+    net = compiled()
+    for model, count in ((net, 2), (net, 3), (compiled(), 2)):
         bank_pruning.fit(model, prune, seen, epochs=1)
         assert len(seen.rows) == count
     assert "2 rows, last: {" in repr(seen) and "no rows yet" in repr(watch())

@@ -170,7 +170,8 @@ def watched(attack=None, updates=3, unit="epochs", **options):
 def test_a_row_before_each_update_and_at_the_end(unit, game):
     prune, watch = watched(unit=unit)
     net = bank_pruning.dense()
-    model = bank_pruning.adversarial(net) if game else bank_pruning.compiled(net)
+    make = bank_pruning.adversarial if game else bank_pruning.compiled
+    model = make(net, run_eagerly=True)
     bank_pruning.fit(model, prune, watch, epochs=3)
     reached = [row["sparsity"] for row in watch.rows]
     np.testing.assert_allclose(reached, [0.0, 0.2, 0.4, 0.6], atol=0.02)
@@ -208,7 +209,7 @@ def test_it_warns_when_robustness_falls_before_accuracy(last, options, over):
     watch = Scripted(prune, *bank_pruning.data(), tr.attacks.FGSM(LINF), **options)
     start = options.get("reference", (0.98, 0.80))
     watch.figures = [start, last]
-    net = bank_pruning.compiled(bank_pruning.dense())
+    net = bank_pruning.compiled(bank_pruning.dense(), run_eagerly=True)
     if over:
         with pytest.warns(UserWarning, match="Over-pruned at 50.0 % zeros: era fell by"):
             bank_pruning.fit(net, prune, watch, epochs=1)
@@ -223,7 +224,7 @@ def test_resume_keeps_the_rows(tmp_path):
 
     def run(epochs, folder):
         prune, watch = watched(tr.attacks.DeepFool(L2, steps=5), updates=4)
-        net = bank_pruning.compiled(bank_pruning.dense())
+        net = bank_pruning.compiled(bank_pruning.dense(), run_eagerly=True)
         batches = tr.data.Batches(x, y, 8, seed=0)
         keeper = tr.training.Resume(folder, batches, [prune, watch], delete_checkpoint=False)
         net.fit(batches, shuffle=False, epochs=epochs, verbose=0, callbacks=[prune, watch, keeper])

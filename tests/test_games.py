@@ -18,9 +18,9 @@ def data(count=12, classes=4):
     return bank.images(count, seed=5), np.arange(count) % classes
 
 
-def play(game, steps=2, **compiled):
-    """A few plain `fit` steps on one batch; returns the classifier's weights."""
-    game.compile(**compiled)
+def play(game, steps=2, run_eagerly=True, **compiled):
+    """A few plain `fit` steps on one batch, not worth a trace; returns the classifier's weights."""
+    game.compile(run_eagerly=run_eagerly, **compiled)
     x, y = data()
     game.fit(x, y, batch_size=12, epochs=steps, shuffle=False, verbose=0)
     return [w.copy() for w in game.classifier.get_weights()]
@@ -44,7 +44,7 @@ def two(weights=1e-2, masks=1e-2):
 
 def test_clean_mix_is_plain_keras_fit():
     game = training.AdversarialTraining(bank.classifier(), PGD, mix=(1, 0))
-    ours = play(game, optimizer=SGD(0.1))
+    ours = play(game, run_eagerly=False, optimizer=SGD(0.1))
     plain = bank.classifier()
     plain.compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = data()
@@ -154,7 +154,7 @@ def test_attack_does_not_move_batch_normalization():
     x, y = data()
     moments = [v.numpy() for v in net.get_layer("bn").non_trainable_variables]
     game = training.AdversarialTraining(net, PGD)
-    game.compile(SGD(0.0))
+    game.compile(SGD(0.0), run_eagerly=True)
     game.attacked(tf.constant(x), tf.constant(y))
     game.evaluate(x, y, verbose=0)
     assert same(moments, [v.numpy() for v in net.get_layer("bn").non_trainable_variables])
@@ -164,7 +164,7 @@ def test_attack_does_not_move_batch_normalization():
 
 def test_fit_logs_what_it_did():
     game = anp(regularizers=[Suppress(1.0)])
-    game.compile(metrics=["accuracy"])
+    game.compile(metrics=["accuracy"], run_eagerly=True)
     x, y = data()
     history = game.fit(x, y, validation_data=(x, y), verbose=0).history
     wanted = {"loss", "accuracy", "robust_accuracy", "kl", "regularization"}

@@ -59,12 +59,13 @@ class ToyAFD(tr.training.Game):
         return {group: loss}
 
 
-def game(seed=0, rates=(0.1, 0.2, 0.05), momentum=0.9):
+def game(seed=0, rates=(0.1, 0.2, 0.05), momentum=0.9, **compiling):
     keras.utils.set_random_seed(seed)
     attack = tr.attacks.PGD(tr.threats.Linf(0.1), steps=1, random_start=False)
     toy = ToyAFD(bank.classifier(seed=seed), attack)
     sgd = keras.optimizers.SGD
-    toy.compile({g: sgd(rate, momentum=momentum) for g, rate in zip(GROUPS, rates, strict=True)})
+    optimizers = {g: sgd(r, momentum=momentum) for g, r in zip(GROUPS, rates, strict=True)}
+    toy.compile(optimizers, **compiling)
     return toy
 
 
@@ -88,7 +89,7 @@ def test_three_optimizers_are_built_before_the_first_step():
 
 @pytest.mark.parametrize("mover", GROUPS)
 def test_each_player_moves_its_own_variables_only(mover):
-    toy = game(rates=[0.1 * (group == mover) for group in GROUPS])
+    toy = game(rates=[0.1 * (group == mover) for group in GROUPS], run_eagerly=True)
     owned = toy.group_variables()
     everything = [*toy.classifier.trainable_variables, *toy.critic.trainable_variables]
     before = values(everything)
@@ -138,7 +139,7 @@ def test_fit_reports_and_validates():
 
 
 def test_round_trip_keeps_three_optimizers(tmp_path):
-    toy = game()
+    toy = game(run_eagerly=True)
     toy.fit(*data(), batch_size=12, verbose=0)
     toy.save(tmp_path / "game.keras")
     again = keras.saving.load_model(tmp_path / "game.keras")
@@ -158,7 +159,7 @@ def test_resume_brings_back_all_three(tmp_path):
                 raise KeyboardInterrupt
 
     def fit(seed, *callbacks):
-        toy = game(seed)
+        toy = game(seed, run_eagerly=True)
         batches = tr.data.Batches(*data(), batch_size=10)
         try:
             toy.fit(batches, epochs=3, verbose=0, callbacks=list(callbacks))
