@@ -23,6 +23,8 @@ SIZES = [
     (M.vgg16, {"classes": 100}, 15_038_116, 9_472 + 20),
     (M.vgg16_bn, {}, 15_311_818, 8_448),
     (M.vgg_like, {}, 12_626_378, 7_424),
+    (M.resnet18, {}, 11_173_962, 9_600),
+    (M.resnet18, {"version": "mnist"}, 263_546, 1_632),
     (M.resnet32, {}, 464_154, 2_272),
     (M.wide_resnet28, {}, 9_132_634, 8_992),
 ]
@@ -34,10 +36,11 @@ SMALL = {
     "vgg16": {"width": 1 / 16},
     "vgg16_bn": {"width": 1 / 16},
     "vgg_like": {"width": 1 / 16},
+    "resnet18": {"width": 0.5, "version": "mnist"},
     "resnet32": {"width": 0.5, "blocks_per_stage": 2},
     "wide_resnet28": {"width": 0.5, "widen": 2, "blocks_per_stage": 2},
 }
-RESIDUAL = ("resnet32", "wide_resnet28")
+RESIDUAL = ("resnet18", "resnet32", "wide_resnet28")
 
 
 def small(name, **changes):
@@ -88,6 +91,7 @@ def test_depths_by_hand():
         found = [layer for layer in net.layers if isinstance(layer, layers.Conv2D)]
         return [layer for layer in found if "shortcut" not in layer.name]
 
+    assert len(convolutions(M.resnet18(width=0.1))) == 17
     assert len(convolutions(M.resnet32(width=0.1))) == 31
     assert len(convolutions(M.wide_resnet28(width=0.1))) == 28 - 3
     assert len(convolutions(M.all_cnn(width=0.1))) == 9
@@ -103,6 +107,7 @@ def test_maps_by_hand():
         ("all_cnn", "conv7"): (6, 6, 24),
         ("vgg16_bn", "flatten"): (2 * 2 * 32,),
         ("vgg_like", "flatten"): (32,),
+        ("resnet18", "add4_2"): (1, 1, 32),
         ("resnet32", "add3_2"): (8, 8, 32),
         ("wide_resnet28", "add3_2"): (8, 8, 64),
     }
@@ -208,6 +213,22 @@ def test_paddings_that_are_no_zeros_stay_whole():
     x = images(8, (6, 6, 4))
     np.testing.assert_allclose(net(x), cut(x), atol=1e-5)
     assert all(row.units >= 0 for row in tr.footprint.measure(net).rows)
+
+
+def test_unit_features_stand_in_front_of_the_last_layer():
+    net = small("resnet18")
+    unit = M.unit_features(net)
+    assert [v.shape for v in unit.weights] == [v.shape for v in net.weights]
+    h = keras.Model(unit.input, unit.get_layer("features").output)(images(4, MNIST))
+    np.testing.assert_allclose(np.linalg.norm(h, axis=1), 1.0, atol=1e-5)
+    logits = net.get_layer("logits")
+    np.testing.assert_allclose(
+        unit(images(4, MNIST)), np.asarray(h) @ np.asarray(logits.kernel), atol=1e-5
+    )
+    middle = M.unit_features(net, "relu_add2_2", name="unit").get_layer("unit")
+    assert middle.output.shape[1:] == (4, 4, 16)
+    with pytest.raises(ValueError, match="`feature_layer` must name a layer of 'resnet18': .*pool"):
+        M.unit_features(net, "nope")
 
 
 # Every room ------------------------------------------------------------------------------------

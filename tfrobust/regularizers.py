@@ -69,6 +69,44 @@ def with_features(model, names):
     return keras.Model(model.inputs[0], [model.outputs[0], *outputs])
 
 
+def representation(model, feature_layer=None):
+    """A functional model on the same layers that returns [logits, h], h the representation.
+
+    Args:
+        model: Functional classifier.
+        feature_layer: Name of the layer whose output is h, default the input of the last Dense.
+
+    Raises:
+        ValueError: a name that is none, or a model that does not end in a Dense layer.
+
+    >>> from tfrobust import models
+    >>> representation(models.lenet5_caffe()).outputs[1].shape
+    (None, 500)
+    """
+    if feature_layer is None:
+        last = model.outputs[0]._keras_history.operation
+        if not isinstance(last, keras.layers.Dense):
+            raise ValueError(
+                "`feature_layer` must be given for a model that does not end in a Dense layer. "
+                f"Received: '{model.name}' ends in {type(last).__name__} '{last.name}'"
+            )
+        h = last.input
+    else:
+        names = [layer.name for layer in model.layers]
+        if feature_layer not in names:
+            raise ValueError(
+                f"`feature_layer` must name a layer of '{model.name}': {names}. "
+                f"Received: feature_layer={feature_layer!r}"
+            )
+        h = model.get_layer(feature_layer).output
+    if not isinstance(h, keras.KerasTensor) or len(h.shape) < 2 or None in h.shape[1:]:
+        raise ValueError(
+            "`feature_layer` must have one output (batch, ...) of known size. "
+            f"Received: feature_layer={feature_layer!r} with {getattr(h, 'shape', h)}"
+        )
+    return keras.Model(model.inputs[0], [model.outputs[0], h])
+
+
 def _per_example(values, reduction):
     flat = tf.reshape(tf.cast(values, tf.float32), (tf.shape(values)[0], -1))
     return tf.reduce_mean(flat, -1) if reduction == "mean" else tf.reduce_sum(flat, -1)
@@ -126,6 +164,49 @@ class VulnerabilitySuppression:
             "features": self.features,
             "units": self.units,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class RepresentationMatching:
+    """mean ||E(x) - E(x')||_2, not squared: the "L2" baseline of Bashivan et al. (2021).
+
+    `AdversarialTraining(net, attack, mix=(1, 0), regularizers=[RepresentationMatching(...)])`
+    minimises CE(x) + weight * mean ||E(x) - E(x')||_2; the paper gives no weight (sweep 0.1, 1,
+    10). Both branches are differentiated; the gradient at E(x') = E(x) is 0.
+
+    Args:
+        feature_layer: Name of the layer whose output is E(x); maps are flattened.
+        weight: Float >= 0. 0 switches the term off.
+
+    Example: a feature that moves by (3, 4).
+
+    >>> match = RepresentationMatching("pool", weight=2.0)
+    >>> one, other = (Pass(None, [tf.constant([[a, b]])]) for a, b in ((0.0, 1.0), (3.0, 5.0)))
+    >>> round(float(match(one, other)[0]), 4)
+    10.0
+    """
+
+    def __init__(self, feature_layer, weight=1.0):
+        if not isinstance(feature_layer, str):
+            raise TypeError(
+                "`feature_layer` must be the name of a layer. "
+                f"Received: feature_layer={feature_layer!r}"
+            )
+        if not weight >= 0:
+            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
+        self.features, self.weight = [feature_layer], float(weight)
+
+    def __call__(self, clean, adversarial):
+        (h,), (h_adv,) = clean.features, adversarial.features
+        square = _per_example(tf.square(tf.cast(h, tf.float32) - tf.cast(h_adv, tf.float32)), "sum")
+        return self.weight * tf.sqrt(square + 1e-12)
+
+    def get_config(self):
+        return {"feature_layer": self.features[0], "weight": self.weight}
 
     @classmethod
     def from_config(cls, config):

@@ -1,9 +1,12 @@
 """Games: `keras.Model` wrappers that train a classifier against an attack with plain `fit`."""
 
 from tfrobust.training.adversarial import AdversarialTraining
+from tfrobust.training.afd import AFD
 from tfrobust.training.anp import ANP, BP
 from tfrobust.training.awp import AWP
 from tfrobust.training.carry import shrunk
+from tfrobust.training.collapse import CollapseWatch, DiscriminatorCollapse
+from tfrobust.training.domain import feature_discriminator
 from tfrobust.training.fast import FreeAT, fast_attack
 from tfrobust.training.game import Batch, Game
 from tfrobust.training.gradalign import GradAlign
@@ -13,18 +16,22 @@ from tfrobust.training.stretches import fit_and_shrink
 from tfrobust.training.trades import TRADES, trades_attack
 
 __all__ = [
+    "AFD",
     "ANP",
     "AWP",
-    "AdversarialTraining",
     "BP",
+    "MART",
+    "TRADES",
+    "AdversarialTraining",
     "Batch",
+    "CollapseWatch",
+    "DiscriminatorCollapse",
     "FreeAT",
     "Game",
     "GradAlign",
-    "MART",
     "Resume",
-    "TRADES",
     "fast_attack",
+    "feature_discriminator",
     "fit_and_shrink",
     "shrunk",
     "trades_attack",

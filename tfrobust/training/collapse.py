@@ -1,0 +1,213 @@
+"""Collapse of the feature game: what happened, why, and what to do, while `fit` still runs.
+
+watch = tr.training.CollapseWatch(window=200, action="restore")
+game.fit(x, y, epochs=100, validation_data=held_out, callbacks=[watch])
+watch.found        # [] for a run that stayed healthy
+"""
+
+import json
+import math
+import warnings
+
+import keras
+import numpy as np
+
+from tfrobust import contract
+
+ACTIONS = ("warn", "stop", "restore")
+WATCHED = (
+    "discriminator_loss",
+    "encoder_loss",
+    "discriminator_accuracy",
+    "score_clean",
+    "score_adversarial",
+    "feature_variance",
+    "clean_accuracy",
+)
+ROWS = 9  # complete rows of a tenth of a window each, so that the tenth may hold the onset
+
+CAUSES = {
+    "not finite": (
+        "a loss or score is NaN or infinite",
+        "go back to a checkpoint, lower the learning rates and give the optimizers "
+        "global_clipnorm=1",
+    ),
+    "encoder": (
+        "all images have the same features",
+        "lower the encoder's learning rate, or let `weight` rise from 0 by a schedule",
+    ),
+    "dead": (
+        "the discriminator's answers or weights do not change",
+        "see that it is trained (learning rate, `trainable`, dead activations) and make it anew",
+    ),
+    "won": (
+        "the discriminator tells nearly all features apart and the encoder does not catch up",
+        "lower the discriminator's learning rate, raise the encoder's (the paper's is 5 x), or "
+        'take divergence="wasserstein"',
+    ),
+    "accuracy": (
+        "clean accuracy fell far below its best",
+        "lower the encoder's learning rate or `weight`, and keep the best checkpoint",
+    ),
+}
+
+
+class DiscriminatorCollapse(UserWarning):
+    """The feature game came to an end before training did.
+
+    Attributes:
+        cause: A key of `tr.training.collapse.CAUSES`.
+        step: Steps of the watch when it was seen.
+    """
+
+    def __init__(self, cause, step):
+        what, cure = CAUSES[cause]
+        super().__init__(f"Collapse seen at step {step}: {what} ({cause!r}). Cure: {cure}.")
+        self.cause, self.step = cause, step
+
+
+def diagnosis(rows, best):
+    """The cause of collapse that the last rows show, or None.
+
+    Args:
+        rows: `ROWS` dicts or more, one every tenth of a window: the figures of `WATCHED` and
+            `weights`, a digest of the discriminator's.
+        best: Best clean accuracy of `ROWS` rows so far.
+    """
+    if rows and not all(math.isfinite(rows[-1][name]) for name in WATCHED):
+        return "not finite"
+    rows = rows[-ROWS:]
+    if len(rows) < ROWS:
+        return None
+    told = {name: np.array([row[name] for row in rows]) for name in WATCHED}
+    accuracy = told["discriminator_accuracy"]
+    if (told["feature_variance"] < 1e-6).all() and (np.abs(accuracy - 0.5) <= 0.005).all():
+        return "encoder"
+    still = [np.ptp(told[name]) < 1e-6 for name in ("score_clean", "score_adversarial")]
+    if all(still) or len({row["weights"] for row in rows}) == 1:
+        return "dead"
+    half, loss = ROWS // 2, told["encoder_loss"]
+    falls = loss[:half].mean() - loss[-half:].mean() > 0.05 * abs(loss[:half].mean())
+    if (accuracy >= 0.99).all() and not falls:
+        return "won"
+    if told["clean_accuracy"].mean() < best - 0.2:
+        return "accuracy"
+    return None
+
+
+class CollapseWatch(keras.callbacks.Callback):
+    """Watches `tr.training.AFD` and warns, stops or goes back when the game has collapsed.
+
+    In windows of steps it looks for: NaN ("not finite"); equal features of all images and a
+    discriminator that guesses ("encoder"); a discriminator whose answers, or weights, stand still
+    ("dead"); one that is right in 99 % of cases while the encoder's loss does not fall ("won");
+    and clean accuracy 20 points below its best ("accuracy"). Each cause is told once, as a
+    `DiscriminatorCollapse` warning that names the cure, at most `window` steps after its onset.
+
+    A healthy run begins with a discriminator accuracy well above 0.5, which then declines.
+
+    Args:
+        window: Integer >= 10, steps.
+        action: "warn"; "stop" also ends `fit`; "restore" also brings back the weights of the
+            epoch with the best `monitor` (those of the game; its optimizers stay as they are).
+        monitor: Name among the logs of an epoch, larger is better. Validation, not test images.
+
+    Attributes:
+        found: List of {"cause", "step"} in order.
+        rows: List of dicts, the figures of the last tenths of a window.
+
+    Raises:
+        TypeError: `fit` of something else than `AFD`.
+        ValueError: arguments outside of these; with "restore", a `monitor` that is not logged.
+
+    Example:
+
+    >>> CollapseWatch(window=100, action="restore").found
+    []
+    """
+
+    resumes = ("state", "best_weights")
+
+    def __init__(self, window=200, action="warn", monitor="val_robust_accuracy"):
+        super().__init__()
+        self.window = contract.whole("window", window, 10)
+        if action not in ACTIONS:
+            raise ValueError(
+                f"`action` must be one of {list(ACTIONS)}. Received: action={action!r}"
+            )
+        self.action, self.monitor = action, monitor
+        self.best_weights = None
+        self._begin()
+
+    def _begin(self):
+        self.found, self.rows, self.steps, self.best = [], [], 0, -math.inf
+        self._accuracy, self._sums, self._seen = 0.0, {}, 0
+
+    @property
+    def state(self):
+        """All but the weights as text, for `tr.training.Resume`."""
+        names = ("found", "rows", "steps", "best", "_accuracy", "_sums", "_seen")
+        return json.dumps({name: getattr(self, name) for name in names})
+
+    @state.setter
+    def state(self, text):
+        for name, value in json.loads(text).items():
+            setattr(self, name, value)
+
+    def on_train_begin(self, logs=None):
+        trackers = getattr(self.model, "trackers", {})
+        if not set(WATCHED) <= set(trackers):
+            raise TypeError(
+                "`callbacks` may hold CollapseWatch in `fit` of tr.training.AFD only. "
+                f"Received: {type(self.model).__name__}"
+            )
+        self._begin()
+        self.best_weights = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._before = dict.fromkeys(WATCHED, (0.0, 0.0))
+
+    def on_train_batch_end(self, batch, logs=None):
+        for name in WATCHED:
+            tracker = self.model.trackers[name]
+            now = (float(tracker.total), float(tracker.count))
+            total, count = self._sums.get(name, (0.0, 0.0))
+            before = self._before[name]
+            self._sums[name] = (total + now[0] - before[0], count + now[1] - before[1])
+            self._before[name] = now
+        each = self.model.steps_per_execution
+        self._seen, self.steps = self._seen + each, self.steps + each
+        if self._seen >= max(self.window // 10, 1):
+            self._row()
+
+    def _row(self):
+        row = {name: total / count if count else 0.0 for name, (total, count) in self._sums.items()}
+        weights = [v.numpy() for v in self.model.discriminator.trainable_variables]
+        row["weights"] = contract.digest(*weights)
+        self.rows, self._sums, self._seen = [*self.rows[1 - ROWS :], row], {}, 0
+        if len(self.rows) == ROWS:
+            mean = float(np.mean([row["clean_accuracy"] for row in self.rows]))
+            self._accuracy = max(self._accuracy, mean)
+        cause = diagnosis(self.rows, self._accuracy)
+        if cause is not None and all(one["cause"] != cause for one in self.found):
+            self._act(cause)
+
+    def _act(self, cause):
+        self.found.append({"cause": cause, "step": self.steps})
+        if self.action != "warn":
+            self.model.stop_training = True
+        if self.action == "restore" and self.best_weights is not None:
+            self.model.set_weights(self.best_weights)
+        warnings.warn(DiscriminatorCollapse(cause, self.steps), stacklevel=2)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.action != "restore" or self.found:
+            return
+        if self.monitor not in (logs or {}):
+            raise ValueError(
+                f"`monitor` must be among the logs of an epoch: {sorted(logs or {})}. "
+                f"Received: monitor={self.monitor!r}"
+            )
+        value = float(logs[self.monitor])
+        if value > self.best:
+            self.best, self.best_weights = value, self.model.get_weights()
