@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tfrobust as tr  # noqa: E402
-from tests import bank, test_three_players  # noqa: E402
+from tests import bank  # noqa: E402
 from tfrobust import noise  # noqa: E402
 
 COUNT, BATCH, STEPS = 16, 16, 3
@@ -97,7 +97,9 @@ def trades():
 
 
 def afd():
-    return test_three_players.game()
+    game = tr.training.AFD(bank.classifier(), STILL, weight_decay=0.1, discriminator_decay=0.1)
+    game.compile({g: SGD(0.1, momentum=0.9) for g in game.groups}, metrics=["accuracy"])
+    return game
 
 
 def mart_awp():
@@ -120,7 +122,7 @@ GAMES = {
     "Free AT": free_at,
     "ANP-VS": anp_vs,
     "TRADES": trades,
-    "three players": afd,
+    "AFD": afd,
     "layer regularizer": regularized,
 }
 

@@ -38,16 +38,15 @@ class Spectral(keras.layers.Layer):
         """kernel / sigma, `(rows, columns)`; in training one more power iteration first."""
         kernel = tf.convert_to_tensor(self.kernel.value)
         fixed, u = tf.stop_gradient(kernel), tf.convert_to_tensor(self.u.value)
+        v = _unit(tf.matmul(u, fixed, transpose_b=True))
         for _ in range(self.iterations if training else 0):
-            v = _unit(tf.matmul(u, fixed, transpose_b=True))
             u = _unit(tf.matmul(v, fixed))
+            v = _unit(tf.matmul(u, fixed, transpose_b=True))
         if training:
             self.u.assign(u)
-        else:
-            v = _unit(tf.matmul(_unit(u), fixed, transpose_b=True))
-            u = _unit(u)
+        u = _unit(u)
         sigma = tf.reduce_sum(tf.matmul(v, kernel) * u)
-        return kernel / tf.maximum(sigma, _TINY)
+        return kernel / tf.where(sigma > _TINY, sigma, 1.0)  # zeros stay zeros
 
     def get_config(self):
         return {**super().get_config(), "iterations": self.iterations}

@@ -279,8 +279,7 @@ class AFD(Game):
         values = domain.discriminator_loss(self.divergence, d, d_adv)
         self.report("discriminator_loss", tf.reduce_mean(values), batch.count)
         if self.gradient_penalty:
-            key = noise.fold(tf.cast(self.seed, tf.uint32), self.step.value)
-            keys = noise.keys(tf.cast(key, tf.int64), "afd", tf.range(tf.shape(h)[0]))
+            keys = noise.keys(self._key(), "afd", tf.range(tf.shape(h)[0]))
             share = noise.uniform(keys, (1,))
             penalty = domain.gradient_penalty(lambda z: self.judge(z, y), h, h_adv, share)
             values += self.gradient_penalty * penalty
@@ -292,6 +291,14 @@ class AFD(Game):
         own = self._decay(self.discriminator_decay, self.discriminator.trainable_variables)
         own += sum(tf.reduce_sum(tf.cast(v, tf.float32)) for v in self.discriminator.losses)
         return self.mean(values, batch) + self.per_replica(own)
+
+    def _key(self):
+        """A seed for this iteration, another one on each replica."""
+        key = noise.fold(tf.cast(self.seed, tf.uint32), self.step.value)
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return key
+        return noise.fold(key, context.replica_id_in_sync_group)
 
     def _deceive(self, batch, y, seen):
         """Loss of the encoder, against the discriminator as it stands."""

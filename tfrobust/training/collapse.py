@@ -45,6 +45,11 @@ CAUSES = {
         "lower the discriminator's learning rate, raise the encoder's (the paper's is 5 x), or "
         'take divergence="wasserstein"',
     ),
+    "saturated": (
+        "all scores lie beyond 20, where the sigmoid is flat",
+        "bound the discriminator (`tr.training.feature_discriminator` is), or lower its learning "
+        "rate",
+    ),
     "accuracy": (
         "clean accuracy fell far below its best",
         "lower the encoder's learning rate or `weight`, and keep the best checkpoint",
@@ -66,13 +71,14 @@ class DiscriminatorCollapse(UserWarning):
         self.cause, self.step = cause, step
 
 
-def diagnosis(rows, best):
+def diagnosis(rows, best, divergence="bce"):
     """The cause of collapse that the last rows show, or None.
 
     Args:
         rows: `ROWS` dicts or more, one every tenth of a window: the figures of `WATCHED` and
             `weights`, a digest of the discriminator's.
         best: Best clean accuracy of `ROWS` rows so far.
+        divergence: That of the game; only "bce" saturates.
     """
     if rows and not all(math.isfinite(rows[-1][name]) for name in WATCHED):
         return "not finite"
@@ -90,6 +96,9 @@ def diagnosis(rows, best):
     falls = loss[:half].mean() - loss[-half:].mean() > 0.05 * abs(loss[:half].mean())
     if (accuracy >= 0.99).all() and not falls:
         return "won"
+    scores = np.abs([told["score_clean"], told["score_adversarial"]])
+    if divergence == "bce" and (scores > 20).all():
+        return "saturated"
     if told["clean_accuracy"].mean() < best - 0.2:
         return "accuracy"
     return None
@@ -100,9 +109,10 @@ class CollapseWatch(keras.callbacks.Callback):
 
     In windows of steps it looks for: NaN ("not finite"); equal features of all images and a
     discriminator that guesses ("encoder"); a discriminator whose answers, or weights, stand still
-    ("dead"); one that is right in 99 % of cases while the encoder's loss does not fall ("won");
-    and clean accuracy 20 points below its best ("accuracy"). Each cause is told once, as a
-    `DiscriminatorCollapse` warning that names the cure, at most `window` steps after its onset.
+    ("dead"); one that is right in 99 % of cases while the encoder's loss does not fall ("won"), or
+    whose sigmoid is flat ("saturated"); and clean accuracy 20 points below its best ("accuracy").
+    Each cause is told once, as a `DiscriminatorCollapse` warning that names the cure, at most
+    `window` steps after its onset.
 
     A healthy run begins with a discriminator accuracy well above 0.5, which then declines.
 
@@ -188,7 +198,7 @@ class CollapseWatch(keras.callbacks.Callback):
         if len(self.rows) == ROWS:
             mean = float(np.mean([row["clean_accuracy"] for row in self.rows]))
             self._accuracy = max(self._accuracy, mean)
-        cause = diagnosis(self.rows, self._accuracy)
+        cause = diagnosis(self.rows, self._accuracy, self.model.divergence)
         if cause is not None and all(one["cause"] != cause for one in self.found):
             self._act(cause)
 
