@@ -115,8 +115,8 @@ def test_variants_and_their_lipschitz_constants(options, bound, matrices):
     model = settled(**options)
     assert sum(isinstance(layer, tr.layers.spectral.Spectral) for layer in model.layers) == matrices
     h, other = np.random.default_rng(0).normal(size=(2, 300, 8)).astype("float32")
-    y = np.arange(300) % 5
-    one, two = (np.asarray(model([z, y][: len(model.inputs)]))[:, 0] for z in (h, other))
+    y = tf.range(300) % 5
+    one, two = (model([tf.constant(z), y][: len(model.inputs)])[:, 0] for z in (h, other))
     assert (np.abs(one - two) <= 1.01 * bound * np.linalg.norm(h - other, axis=1)).all()
     # With unit features scores differ by 4 at the most, so the loss has a floor.
     z, z_adv = (domain.unit_rows(tf.constant(v)) for v in (h, other))

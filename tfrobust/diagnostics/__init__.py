@@ -9,9 +9,16 @@ Functions return arrays; `tr.report.plot_...` draws them and writes files.
 """
 
 from tfrobust.diagnostics.activations import activation_sparsity
+from tfrobust.diagnostics.class_gradients import (
+    ClassGradients,
+    Visualised,
+    class_gradients,
+    visualise_class,
+)
 from tfrobust.diagnostics.clever import Clever, clever
 from tfrobust.diagnostics.closed_form import ClosedForm
 from tfrobust.diagnostics.conflict import Conflict, gradient_conflict
+from tfrobust.diagnostics.discriminator_trace import DiscriminatorTrace
 from tfrobust.diagnostics.landscape import Landscape, loss_landscape
 from tfrobust.diagnostics.lipschitz import lipschitz_product
 from tfrobust.diagnostics.maps import (
@@ -22,6 +29,15 @@ from tfrobust.diagnostics.maps import (
     vulnerability_map,
 )
 from tfrobust.diagnostics.measures import Measure, r_2, r_inf
+from tfrobust.diagnostics.representation import (
+    Angles,
+    Dimensions,
+    Sensitivity,
+    feature_dimensions,
+    perturbation_angles,
+    representation_sensitivity,
+    tsne,
+)
 from tfrobust.diagnostics.vulnerability import (
     ZERO,
     Curve,
@@ -35,28 +51,40 @@ from tfrobust.diagnostics.vulnerability import (
 from tfrobust.diagnostics.watch import PruningWatch
 
 __all__ = [
+    "ZERO",
+    "Angles",
+    "ClassGradients",
     "Clever",
     "ClosedForm",
     "Conflict",
     "Curve",
+    "Dimensions",
+    "DiscriminatorTrace",
     "FeatureMaps",
     "Histogram",
     "Landscape",
     "Measure",
     "PruningWatch",
+    "Sensitivity",
+    "Visualised",
     "Vulnerability",
     "VulnerabilityMap",
-    "ZERO",
     "activation_sparsity",
+    "class_gradients",
     "clever",
+    "feature_dimensions",
     "feature_maps",
     "gradient_conflict",
     "lipschitz_product",
     "loss_landscape",
     "on_same_axes",
+    "perturbation_angles",
     "pixel_map",
     "r_2",
     "r_inf",
+    "representation_sensitivity",
+    "tsne",
+    "visualise_class",
     "vulnerability",
     "vulnerability_curve",
     "vulnerability_histogram",

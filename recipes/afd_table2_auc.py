@@ -1,0 +1,153 @@
+"""Areas under accuracy over epsilon for eight attacks, and how large the representations are.
+
+Paper: Bashivan et al. (ICLR 2021 submission), Table 2 with the grids of Table A2, Table A5 (units
+and principal components) and Figure 2 (sensitivity). Takes the nets that recipes.afd_table1 left in
+saved_models/mnist_rn18_* and writes curves.json and features.json beside their cards, attack by
+attack: a run does only what is missing (--again starts anew). The areas are those of
+`tr.evaluate`: per-example, an image broken at one radius stays broken at larger ones, and attacks
+for the smallest change count at epsilon where that change is larger. (Foolbox clips the change to
+epsilon and tests again, which is weaker.)
+Command: python -m recipes.afd_table2_auc --n 500
+Time: about 9,000 image passes for each image and net, half of them by C&W and PGD in L2 and L1.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+
+import tfrobust as tr
+from recipes import results_afd
+
+RADII = (0, 0.1, 0.3, 0.35, 0.4, 0.45, 0.5)
+SHARE = 0.025  # of epsilon, the step of PGD in L2 and L1
+
+
+def attacks_of(smoke):
+    """{column: (attack, grid)}; steps scale along with epsilon."""
+    t, a = tr.threats, tr.attacks
+    few = (lambda n: 2) if smoke else (lambda n: n)
+    search = 1 if smoke else 5
+    return {
+        "PGD Linf": (a.PGD(t.Linf(0.3), steps=few(40), step_size=0.033 * 0.3), RADII),
+        "PGD L2": (a.PGD(t.L2(2.0), steps=few(50), step_size=SHARE * 2), (0, 2, 5, 10)),
+        "PGD L1": (a.PGD(t.L1(10.0), steps=few(50), step_size=SHARE * 10), (0, 10, 50, 100, 200)),
+        "FGSM": (a.FGSM(t.Linf(0.3)), RADII),
+        "MIM": (a.MIM(t.Linf(0.3), steps=few(40), step_size=0.01), (0, 0.1, 0.3, 0.5, 0.8, 1.0)),
+        "DDN": (a.DDN(t.L2(2.0), steps=few(100)), (0, 1, 2, 5)),
+        "DeepFool": (a.DeepFool(t.Linf(0.3), steps=few(50)), RADII),
+        "C&W": (
+            a.CarliniWagner(t.L2(1.0), search_steps=search, steps=few(100), step_size=0.05),
+            (0, 0.5, 1, 1.5, 2),
+        ),
+    }
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", help="folder with mnist.npz (default: TFROBUST_DATA_DIR)")
+    parser.add_argument("--models", nargs="+", help="folders (default: saved_models/mnist_rn18_*)")
+    parser.add_argument("--n", type=int, default=500, help="test images of a curve")
+    parser.add_argument("--again", action="store_true", help="forget what was measured")
+    parser.add_argument("--smoke", action="store_true", help="an untrained net, under a minute")
+    parser.add_argument("--work", default="runs", help="folder of checkpoints")
+    args = parser.parse_args()
+    args.work = pathlib.Path(args.work) / "afd_table2"
+    if args.smoke:
+        args.n, args.models = 8, [_untrained(args.work / "smoke" / "saved_models")]
+    found = sorted(pathlib.Path("saved_models").glob("mnist_rn18_*"))
+    args.models = [pathlib.Path(path) for path in args.models or found]
+    wrong = [str(path) for path in args.models if not (path / "model.keras").exists()]
+    if wrong or not args.models:
+        raise SystemExit(f"`--models` must be folders with model.keras. Received: {wrong}")
+    return args
+
+
+def _untrained(root):
+    """A net and its card, for --smoke."""
+    net = tr.models.unit_features(tr.models.resnet18(version="mnist", width=0.125))
+    folder = root / "mnist_rn18_afd"
+    entry = tr.report.Entry(files=[tr.export.keras_file(net, folder / "model.keras")])
+    tr.report.card("smoke", models={"AFD": entry}).save(folder)
+    return folder
+
+
+def measured(path, again):
+    return json.loads(path.read_text()) if path.exists() and not again else {}
+
+
+def keep(path, values):
+    text = json.dumps(values, indent=1) + "\n"
+    tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
+
+
+def curves(net, folder, data, args):
+    """Areas of all attacks, into curves.json after each of them."""
+    path = folder / "curves.json"
+    told = measured(path, args.again)
+    for name, (attack, grid) in attacks_of(args.smoke).items():
+        if told.get(name, {}).get("n") == args.n:
+            continue
+        smallest = isinstance(attack, tr.attacks.MinimumNorm)
+        file = f"{folder.name}_{name.replace(' ', '_')}.npz"
+        scores = tr.evaluate.robustness(
+            net,
+            data,
+            [attack] if smallest else [],
+            eps_grid=list(grid),
+            curve_attack=attack,
+            max_examples=args.n,
+            state=None if args.again else args.work / file,
+        )
+        rule = "smallest change > epsilon" if smallest else "attacked at each radius"
+        told[name] = {**scores.curve.to_dict(), "n": args.n, "rule": rule}
+        keep(path, told)
+        print(f"{folder.name} {name}: area {scores.curve.auc:.4f}", flush=True)
+
+
+def features(net, folder, data, args):
+    """Table A5 and the sensitivity at each epsilon, into features.json."""
+    path = folder / "features.json"
+    if measured(path, args.again).get("n") == args.n:
+        return
+    x, y = (part[: args.n] for part in data)
+    layer = "features" if "features" in [one.name for one in net.layers] else "pool"
+    steps, shifts = 2 if args.smoke else 40, {}
+    for epsilon in (0.1, 0.2, 0.3, 0.4):
+        attack = tr.attacks.PGD(tr.threats.Linf(epsilon), steps=steps, last_iterate=True)
+        found = tr.diagnostics.representation_sensitivity(net, x, attack(net, x, y), layer)
+        shifts[str(epsilon)] = found.to_dict()
+    size = tr.diagnostics.feature_dimensions(net, x, layer)
+    matrix = tr.diagnostics.class_gradients(net, x, y).matrix
+    keep(
+        path,
+        {
+            "n": args.n,
+            "layer": layer,
+            "dimensions": size.to_dict(),
+            "sensitivity": shifts,
+            "class_gradients": [[None if np.isnan(v) else v for v in row] for row in matrix],
+        },
+    )
+    print(f"{folder.name}: {size.units} units, {size.dimensions} components", flush=True)
+
+
+def main():
+    import keras
+
+    args = arguments()
+    data = tr.data.load("mnist", args.data_dir)
+    test = data.x_test, data.y_test
+    for folder in args.models:
+        net = keras.saving.load_model(folder / "model.keras", compile=False)
+        curves(net, folder, test, args)
+        features(net, folder, test, args)
+    root = args.models[0].parent.parent
+    print(*results_afd.areas(root), *results_afd.representations(root), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

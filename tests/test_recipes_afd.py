@@ -1,0 +1,62 @@
+"""The AFD recipes walk their whole way on tiny data, and the page says what cards hold."""
+
+import json
+
+import pytest
+
+from recipes import afd_stages, results_afd
+from tests.test_recipes import folder, run  # noqa: F401
+
+
+def entry(pgd, suite):
+    def rate(count):
+        return None if count is None else {"count": count, "n": 200}
+
+    attacks = [{"name": "transfer of PGD-40", "rate": rate(190)}]
+    return {
+        "clean": rate(198),
+        "families": {"PGD": rate(pgd), "FGSM": rate(180), "AutoAttack": rate(suite)},
+        "scores": [{"attacks": attacks}],
+    }
+
+
+def test_a_row_tells_the_gap_between_pgd_and_autoattack():
+    row = results_afd.line("AFD", entry(180, 150))
+    assert row.endswith("| 15.0 **masked?** |") and "90.00 (85.1 to 93.4)" in row
+    assert "| not run | 75.00" in row  # no FGSM transfer
+    assert results_afd.line("AFD", entry(180, 172)).endswith("| 4.0 |")
+    assert results_afd.line("AFD", entry(180, None)).endswith("| not run | not run |")
+
+
+def test_every_row_of_the_paper_has_a_method():
+    assert set(results_afd.PAPER_AREAS) <= set(afd_stages.METHODS)
+    assert set(results_afd.TABLE_A6) | set(results_afd.TABLE1) == set(afd_stages.METHODS)
+    assert all(len(values) == len(results_afd.AREAS) for values in results_afd.PAPER_AREAS.values())
+    assert "| AFD, paper | 99.15 | 96.13 |" in "\n".join(results_afd.table1())
+
+
+@pytest.mark.slow
+def test_tables_of_afd(folder, tmp_path):  # noqa: F811
+    """Trained, judged, taken up again, and its areas measured."""
+    flags = ("--data-dir", folder, "--work", tmp_path)
+    out = run("afd_table1", *flags)
+    assert "AFD, seed 0" in out and "paper" in out
+    saved = tmp_path / "smoke" / "saved_models" / "mnist_rn18_afd"
+    card = json.loads((saved / "card.json").read_text())
+    assert "--methods afd" in card["command"]
+    settings = card["models"]["AFD"]["settings"]
+    assert settings["collapse"] == [] and settings["trace"][-1]["discriminator_accuracy"] > 0
+    assert "has a card" in run("afd_table1", "--resume", *flags)
+    assert "AFD, FC1-PD, seed 0" in run("afd_discriminators", *flags)
+    page = results_afd.page(tmp_path / "smoke")
+    assert "## Table 1" in page and "AFD, FC1-PD" in page and "no collapse" in page
+
+
+@pytest.mark.slow
+def test_areas(folder, tmp_path):  # noqa: F811
+    flags = ("--data-dir", folder, "--work", tmp_path)
+    out = run("afd_table2_auc", *flags)
+    assert "C&W: area" in out and "units" in out
+    saved = tmp_path / "afd_table2" / "smoke" / "saved_models" / "mnist_rn18_afd"
+    curves = json.loads((saved / "curves.json").read_text())
+    assert set(curves) == set(results_afd.AREAS)
