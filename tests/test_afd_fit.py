@@ -271,6 +271,17 @@ def test_pruning_shrinking_and_export_need_no_special_case(tmp_path):
     np.testing.assert_array_equal(again(x), small(x))
 
 
+def test_channels_that_are_always_zero_leave_unit_features():
+    net = tr.models.unit_features(bank.net(normalized=False))
+    first, x = net.get_layer("first"), bank.data()[0]
+    first.kernel.assign(np.asarray(first.kernel) * [1, 0, 1, 0, 1, 0])
+    small = tr.shrink.compact(net)
+    assert small.get_layer("first").units == small.get_layer("logits").kernel.shape[0] == 3
+    np.testing.assert_allclose(small(x), net(x), atol=1e-6)
+    first.kernel.assign(np.zeros(first.kernel.shape))
+    np.testing.assert_allclose(tr.shrink.compact(net)(x), net(x), atol=1e-6)
+
+
 # What it refuses ---------------------------------------------------------------------------------
 
 

@@ -184,6 +184,27 @@ def _(layer, node):
     return (Matrix if layer.groups == 1 else Whole)(layer, node)
 
 
+class UnitLength(Whole):
+    """x / ||x|| over the channels: those that are always zero do not count and may leave."""
+
+    def forward(self, states):
+        return Channels(np.where(states[0].zero, 0.0, np.nan))
+
+    def demand(self, need, states):
+        wanted = np.asarray(need) | ~states[0].zero
+        return [wanted if wanted.any() else np.ones_like(wanted)]
+
+    def cut(self, args, kwargs, kept, need):
+        return graph.copy(self.node, *args, **kwargs), kept[0]
+
+
+@rule.register(layers.UnitNormalization)
+def _(layer, node):
+    axes = np.atleast_1d(layer.axis) % len(node.outputs[0].shape)
+    last = axes.tolist() == [len(node.outputs[0].shape) - 1]
+    return (UnitLength if last else Whole)(layer, node)
+
+
 for _kind in (
     layers.SeparableConv1D,
     layers.SeparableConv2D,
@@ -191,7 +212,6 @@ for _kind in (
     layers.Conv2DTranspose,
     layers.LayerNormalization,
     layers.GroupNormalization,
-    layers.UnitNormalization,
     layers.Normalization,
     layers.Softmax,
     layers.MultiHeadAttention,

@@ -153,6 +153,12 @@ class AFD(Game):
                 "`classifier` must have masks with `beta`: call tr.layers.insert_masks(model, "
                 f"tr.layers.BetaBernoulliMask). Received: model '{classifier.name}' without masks"
             )
+        if beta is None and any(mask.trainable for mask in self.masks()):
+            warnings.warn(
+                "`beta` None leaves the masks to the losses of the encoder: nothing closes their "
+                "gates. Give beta and train_size, or freeze them (mask.trainable = False).",
+                stacklevel=2,
+            )
         self._view = regularizers.representation(classifier, feature_layer)
         self.encoder = keras.Model(classifier.inputs[0], self._view.outputs[1])
         if not self.encoder.trainable_variables:

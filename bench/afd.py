@@ -1,0 +1,117 @@
+"""What a step of `tr.training.AFD` costs beside what no such step can avoid.
+
+    python -m bench.afd [--rounds 5] [--images 1280] [--steps 7] [--width 0.5] [--tiny]
+
+The floor is one graph that attacks each batch as the game does, takes the gradient of the
+cross-entropy on clean images by all weights, runs the encoder over clean and attacked images
+without gradients (for the discriminator), and takes one gradient by the encoder's weights on
+attacked images: n + 1 passes of the attack and the passes that the method counts. It has no
+optimizer, no discriminator and no metric. Seconds are those of the processor, all threads of this
+process together; the start and the end of `fit` are left out.
+"""
+
+import argparse
+import time
+
+import keras
+import tensorflow as tf
+
+import tfrobust as tr
+from bench import timing
+from bench.pruning import BATCH, Begin, End
+
+BAR = 1.15
+FLOOR = "attack and counted passes alone"
+
+
+def sections(x, y, args):
+    """Yields the section; `args` has `rounds`, `steps` and `width`."""
+    contenders = {FLOOR: floor(*parts(args), x, y), "a step of AFD": step(*parts(args), x, y)}
+    times = timing.interleaved(contenders, args.rounds)
+    yield {
+        "name": f"tr.training.AFD on PGD-{args.steps}, ResNet-18 (MNIST) at {args.width:g} of its "
+        f"width, an epoch of {len(x)} images, processor seconds",
+        "floor": FLOOR,
+        "rows": timing.rows(times, FLOOR, {"a step of AFD": BAR}),
+        "absent": {},
+    }
+
+
+def parts(args):
+    """(net, attack)."""
+    net = tr.models.unit_features(tr.models.resnet18(version="mnist", width=args.width))
+    threat = tr.threats.Linf(0.3)
+    return net, tr.attacks.PGD(threat, steps=args.steps, step_size=0.3 / 4)
+
+
+def step(net, attack, x, y):
+    game = tr.training.AFD(net, attack, weight_decay=1e-4)
+    game.compile()
+
+    def work():
+        begin, end = Begin(), End()
+        game.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[begin, end])
+        return end.at - begin.at
+
+    return work
+
+
+def floor(net, attack, x, y):
+    view = keras.Model(net.input, [net.output, net.get_layer("features").output])
+    encoder = keras.Model(net.input, net.get_layer("features").output)
+    ce = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def gradients(loss, tape, variables):
+        return tf.add_n([tf.reduce_sum(g) for g in tape.gradient(loss, variables)])
+
+    @tf.function
+    def batch(x, y, seed):
+        x_adv = attack.within(net, x, y, seed)
+        with tf.GradientTape() as tape:
+            loss = ce(y, net(x, training=True))
+        total = gradients(loss, tape, net.trainable_variables)
+        for images in (x, x_adv):
+            total += tf.reduce_sum(view(images, training=True)[1])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(encoder(x_adv, training=True)[:, 0])
+        return total + gradients(loss, tape, encoder.trainable_variables)
+
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+
+    def work():
+        began = time.process_time()
+        for number, (images, labels) in enumerate(batches):
+            total = batch(images, labels, tf.constant(number))
+        total.numpy()
+        return time.process_time() - began
+
+    return work
+
+
+def main():
+    from bench import run
+
+    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    cli.add_argument("--rounds", type=int, default=5)
+    options(cli)
+    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
+    args = cli.parse_args()
+    if args.tiny:
+        args.rounds, args.images, args.steps, args.width = 1, 128, 1, 0.125
+    x, y, source = run.images(args.images)
+    print(source)
+    for part in sections(x, y, args):
+        print(part["name"], flush=True)
+        for row in part["rows"]:
+            bar = "" if row["bar"] is None else f" (bar {row['bar']})"
+            print(f"  {row['name']}: {row['seconds']:.3f} s, ratio {row['ratio']:.3f}{bar}")
+
+
+def options(cli):
+    cli.add_argument("--images", type=int, default=1280, help="of an epoch, whole batches")
+    cli.add_argument("--steps", type=int, default=7, help="of the attack")
+    cli.add_argument("--width", type=float, default=0.5, help="of the ResNet-18")
+
+
+if __name__ == "__main__":
+    main()
