@@ -28,6 +28,8 @@ class Inject(keras.callbacks.Callback):
 def stop(game, *groups):
     for group in groups:
         game.optimizers[group].learning_rate.assign(0.0)
+        for velocity in game.optimizers[group].variables[2:]:
+            velocity.assign(np.zeros(velocity.shape))
 
 
 def silence(game):

