@@ -1,4 +1,4 @@
-"""Stages of the AFD recipes: one narrow ResNet-18 on MNIST for every method, judged alike.
+"""Stages of the AFD recipes: one narrow net on MNIST for every method, judged alike.
 
 Paper: Bashivan et al. (ICLR 2021 submission; arXiv 2006.04621). Threat: Linf, epsilon 0.3. All
 methods take the same net, epochs, attack in training (PGD-7), ramp of epsilon and one-cycle SGD;
@@ -17,7 +17,7 @@ import tfrobust as tr
 from recipes import mnist, pruning_stages
 from recipes.command import command_line, settings
 
-PREFIX = "mnist_rn18"
+NETS = {"resnet18": "mnist_rn18", "lenet5": "mnist_lenet"}  # the paper's two, and their cards
 SUBSTITUTE = 100  # seed of the naturally trained net on which transfers are crafted
 
 
@@ -67,14 +67,15 @@ def arguments(doc, methods, **more):
     args = mnist.arguments(
         doc,
         DEFAULTS["epochs"],
+        net={"choices": list(NETS), "default": "resnet18", "help": "LeNet-5: unstable with AFD"},
         methods={"nargs": "+", "choices": list(METHODS), "default": list(methods)},
-        seeds={"type": int, "nargs": "+", "help": "default: 0, of AT and AFD 0 1 2"},
+        seeds={"type": int, "nargs": "+", "help": "default: 0; of AT and AFD 0 1 2"},
         train_only={"action": "store_true", "help": "stop before judging"},
         **numbers,
         **more,
     )
     if args.smoke:
-        args.width, args.n, args.steps = 0.125, 16, 2
+        args.net, args.width, args.n, args.steps = "lenet5", 0.125, 16, 2
         args.out = args.out / "saved_models"
         args.methods, args.seeds = [m for m in args.methods if m.startswith("afd")][:1], [0]
     return args
@@ -85,7 +86,7 @@ def run(args):
     data, names = small(mnist.mnist(args), args), []
     for method in args.methods:
         for seed in args.seeds or ([0, 1, 2] if method in ("at", "afd") else [0]):
-            names.append(name_of(method, seed))
+            names.append(name_of(method, seed, args.net))
             if (args.out / names[-1] / "card.json").exists():
                 print(f"{names[-1]}: has a card", flush=True)
                 continue
@@ -102,12 +103,15 @@ def small(data, args):
     return tr.data.Dataset(data.x_train[:256], data.y_train[:256], data.x_test, data.y_test, 10)
 
 
-def name_of(method, seed):
-    return f"{PREFIX}_{method}" + (f"_s{seed}" if seed else "")
+def name_of(method, seed, net="resnet18"):
+    return f"{NETS[net]}_{method}" + (f"_s{seed}" if seed else "")
 
 
 def build(method, args):
-    net = tr.models.resnet18(version="mnist", width=args.width)
+    if args.net == "lenet5":
+        net = tr.models.lenet5_caffe(widths=(32, 64, 64), width=args.width)
+    else:
+        net = tr.models.resnet18(version="mnist", width=args.width)
     return tr.models.unit_features(net) if METHODS[method].kind == "afd" else net
 
 
@@ -124,7 +128,8 @@ def player(method, net, args, iterations):
     elif kind == "at":
         game = tr.training.AdversarialTraining(net, attack, epsilon=ramp, **shared)
     elif kind == "match":
-        match = tr.regularizers.RepresentationMatching("pool", args.match)
+        layer = "relu_dense3" if args.net == "lenet5" else "pool"
+        match = tr.regularizers.RepresentationMatching(layer, args.match)
         game = tr.training.AdversarialTraining(
             net, attack, mix=(1, 0), regularizers=[match], epsilon=ramp, **shared
         )
@@ -147,7 +152,7 @@ def trained(method, seed, data, args):
     one = argparse.Namespace(**{**vars(args), "method": method, "seed": seed, "resume": True})
     for name in ("methods", "seeds", "train_only", "n"):
         delattr(one, name)
-    work = args.work / name_of(method, seed)
+    work = args.work / name_of(method, seed, args.net)
     if not args.resume and not (work / "net.keras").exists():
         one.resume = False
     pruning_stages.same_run(one, work)
@@ -202,6 +207,7 @@ def ship(name, method, seed, net, told, data, args):
     substitute, _ = trained("nt", SUBSTITUTE, data, args)
     scores = judged(name, net, substitute, data, args)
     flags = [("--methods", method), ("--seeds", seed)]
+    flags += [("--net", args.net)] * (args.net != "resnet18")
     flags += [(f"--{k.replace('_', '-')}", getattr(args, k)) for k, v in DEFAULTS.items()
               if getattr(args, k) != v]  # fmt: skip
     words = [str(word) for flag in flags for word in flag] + ["--smoke"] * args.smoke

@@ -16,7 +16,7 @@ def main():
     args = afd_stages.arguments(__doc__, ("nt", "at", "trades", "afd"))
     afd_stages.run(args)
     if not args.train_only:
-        print(*results_afd.table1(args.out.parent), sep="\n")
+        print(*results_afd.table1(args.out.parent, args.net), sep="\n")
 
 
 if __name__ == "__main__":

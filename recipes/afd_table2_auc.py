@@ -68,8 +68,8 @@ def arguments():
 
 def _untrained(root):
     """A net and its card, for --smoke."""
-    net = tr.models.unit_features(tr.models.resnet18(version="mnist", width=0.125))
-    folder = root / "mnist_rn18_afd"
+    net = tr.models.unit_features(tr.models.lenet5_caffe(widths=(32, 64, 64), width=0.125))
+    folder = root / "mnist_lenet_afd"
     entry = tr.report.Entry(files=[tr.export.keras_file(net, folder / "model.keras")])
     tr.report.card("smoke", models={"AFD": entry}).save(folder)
     return folder
@@ -114,7 +114,8 @@ def features(net, folder, data, args):
     if measured(path, args.again).get("n") == args.n:
         return
     x, y = (part[: args.n] for part in data)
-    layer = "features" if "features" in [one.name for one in net.layers] else "pool"
+    names = [one.name for one in net.layers]
+    layer = next(n for n in ("features", "pool", "relu_dense3") if n in names)
     steps, shifts = 2 if args.smoke else 40, {}
     for epsilon in (0.1, 0.2, 0.3, 0.4):
         attack = tr.attacks.PGD(tr.threats.Linf(epsilon), steps=steps, last_iterate=True)
@@ -145,8 +146,8 @@ def main():
         net = keras.saving.load_model(folder / "model.keras", compile=False)
         curves(net, folder, test, args)
         features(net, folder, test, args)
-    root = args.models[0].parent.parent
-    print(*results_afd.areas(root), *results_afd.representations(root), sep="\n")
+    root, net = args.models[0].parent.parent, "lenet5" if args.smoke else "resnet18"
+    print(*results_afd.areas(root, net), *results_afd.representations(root, net), sep="\n")
 
 
 if __name__ == "__main__":

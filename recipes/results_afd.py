@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 import tfrobust as tr
-from recipes.afd_stages import METHODS, PREFIX
+from recipes.afd_stages import METHODS, NETS
 from recipes.cells import ROOT, rate
 
 GAP = 0.05  # PGD minus AutoAttack beyond which gradients are suspected of being masked
@@ -21,11 +21,11 @@ PAPER_AREAS = {
 PAPER_DIMENSIONS = {"nt": (64, 24), "at": (64, 43), "trades": (64, 40), "afd": (18, 6)}
 
 
-def cards(method, root=ROOT):
+def cards(method, root=ROOT, net="resnet18"):
     """{seed: (folder, entry, card)} of a method, seeds ascending."""
-    found = {}
-    for path in (root / "saved_models").glob(f"{PREFIX}_{method}*/card.json"):
-        rest = path.parent.name.removeprefix(f"{PREFIX}_{method}")
+    found, start = {}, f"{NETS[net]}_{method}"
+    for path in (root / "saved_models").glob(f"{start}*/card.json"):
+        rest = path.parent.name.removeprefix(start)
         if rest == "" or (rest.startswith("_s") and rest[2:].isdigit()):
             card = tr.report.load(path).to_dict()
             found[int(rest[2:] or 0)] = path.parent, next(iter(card["models"].values())), card
@@ -70,28 +70,28 @@ def interval(value):
     return f"{rate(value)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def table1(root=ROOT):
-    """Ours, one row a seed, and the paper's."""
+def table1(root=ROOT, net="resnet18"):
+    """Ours, one row a seed, and the paper's, of ResNet-18."""
     lines = [
         "| | clean | PGD-40 x 5 | FGSM | PGD BB | FGSM BB | AutoAttack | PGD - AutoAttack |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method in TABLE1:
-        for seed, (_, entry, _) in cards(method, root).items():
+        for seed, (_, entry, _) in cards(method, root, net).items():
             lines.append(line(f"{METHODS[method].title}, seed {seed}", entry))
-        if any(METHODS[method].paper):
+        if any(METHODS[method].paper) and net == "resnet18":
             paper = ["-" if v is None else f"{v:.2f}" for v in METHODS[method].paper]
             lines.append(f"| {METHODS[method].title}, paper | " + " | ".join(paper) + " | - | - |")
     return lines
 
 
-def discriminators(root=ROOT):
+def discriminators(root=ROOT, net="resnet18"):
     """Table A6."""
     lines = ["| discriminator | PGD-40 x 5 | AutoAttack | paper, PGD |", "|---|---|---|---|"]
     for method, paper in TABLE_A6.items():
         title = METHODS[method].title if method != "afd" else "AFD, FC3-PD"
         told = "-" if paper is None else f"{paper:.2f}"
-        for seed, (_, entry, _) in cards(method, root).items():
+        for seed, (_, entry, _) in cards(method, root, net).items():
             rates = attacks_of(entry)
             cells = [interval(rates[name]) for name in ("PGD-40 x 5", "AutoAttack")]
             lines.append(f"| {title}, seed {seed} | " + " | ".join(cells) + f" | {told} |")
@@ -104,11 +104,11 @@ def beside(folder, name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def areas(root=ROOT):
+def areas(root=ROOT, net="resnet18"):
     """Table 2: areas under accuracy over epsilon."""
     lines = ["| | " + " | ".join(AREAS) + " |", "|---" * (len(AREAS) + 1) + "|"]
     for method in TABLE1:
-        for seed, (folder, _, _) in cards(method, root).items():
+        for seed, (folder, _, _) in cards(method, root, net).items():
             curves = beside(folder, "curves.json")
             if curves:
                 told = [f"{curves[a]['auc']:.3f}" if a in curves else "not run" for a in AREAS]
@@ -119,14 +119,14 @@ def areas(root=ROOT):
     return lines
 
 
-def representations(root=ROOT):
+def representations(root=ROOT, net="resnet18"):
     """Table A5 and the sensitivity of the representation."""
     lines = [
         "| | units used | principal components | paper | median shift | its deviation |",
         "|---|---|---|---|---|---|",
     ]
     for method in TABLE1:
-        for seed, (folder, _, _) in cards(method, root).items():
+        for seed, (folder, _, _) in cards(method, root, net).items():
             told = beside(folder, "features.json")
             if told is None:
                 continue
@@ -139,11 +139,11 @@ def representations(root=ROOT):
     return lines
 
 
-def traces(root=ROOT):
+def traces(root=ROOT, net="resnet18"):
     """How the game went: accuracy of the discriminator, and collapse."""
     lines = []
     for method in METHODS:
-        for seed, (_, entry, _) in cards(method, root).items():
+        for seed, (_, entry, _) in cards(method, root, net).items():
             rows, found = entry["settings"].get("trace"), entry["settings"].get("collapse", [])
             if not rows:
                 continue
@@ -158,7 +158,7 @@ def traces(root=ROOT):
 
 def page(root=ROOT):
     """docs/results/afd.md, or None without cards."""
-    known = [card for method in METHODS for _, _, card in cards(method, root).values()]
+    known = [c for n in NETS for m in METHODS for _, _, c in cards(m, root, n).values()]
     if not known:
         return None
     commands = [f"- `{card['command']}`" for card in known]
@@ -177,5 +177,7 @@ def page(root=ROOT):
         "", "## Areas under accuracy over epsilon (Table 2)", "", *areas(root),
         "", "## Representations (Table A5)", "", *representations(root),
         "", "## The game", "", *traces(root),
+        "", "## LeNet-5, which the paper calls unstable", "", *table1(root, "lenet5"),
+        "", *traces(root, "lenet5"),
         "", "## Commands", "", *commands, "",
     ])  # fmt: skip

@@ -88,6 +88,12 @@ def test_unit_rows_leave_zeros_alone():
 # The discriminator -------------------------------------------------------------------------------
 
 
+def scores(model, h, y):
+    """Scores `(batch,)` of a model with or without labels."""
+    h = tf.constant(h)
+    return model([h, tf.constant(y)] if len(model.inputs) == 2 else h)[:, 0]
+
+
 def settled(**options):
     keras.utils.set_random_seed(1)
     model = domain.feature_discriminator(8, 5, **options)
@@ -116,11 +122,11 @@ def test_variants_and_their_lipschitz_constants(options, bound, matrices):
     assert sum(isinstance(layer, tr.layers.spectral.Spectral) for layer in model.layers) == matrices
     h, other = np.random.default_rng(0).normal(size=(2, 300, 8)).astype("float32")
     y = tf.range(300) % 5
-    one, two = (model([tf.constant(z), y][: len(model.inputs)])[:, 0] for z in (h, other))
+    one, two = (scores(model, z, y) for z in (h, other))
     assert (np.abs(one - two) <= 1.01 * bound * np.linalg.norm(h - other, axis=1)).all()
     # With unit features scores differ by 4 at the most, so the loss has a floor.
     z, z_adv = (domain.unit_rows(tf.constant(v)) for v in (h, other))
-    d, d_adv = (model([v, y][: len(model.inputs)])[:, 0] for v in (z, z_adv))
+    d, d_adv = (scores(model, v, y) for v in (z, z_adv))
     floor = 2 * math.log1p(math.exp(-2 * 1.01))
     assert float(tf.reduce_min(domain.discriminator_loss("bce", d, d_adv))) >= floor > 0.24
 
@@ -162,8 +168,8 @@ def test_far_gaussians_are_told_apart_and_equal_ones_are_not():
     assert far[1] > 0.99
     model = domain.feature_discriminator(8, 2, n_hidden=0, projection=False)
     train(model, h, h_adv, 60)
-    scores = [model(v)[:, 0] for v in (held, held_adv)]
-    accuracy = domain.differences(*scores, tf.constant(held), held_adv)["discriminator_accuracy"][0]
+    both = [scores(model, v, None) for v in (held, held_adv)]
+    accuracy = domain.differences(*both, tf.constant(held), held_adv)["discriminator_accuracy"][0]
     assert 0.4 <= float(accuracy) <= 0.6
     loss, accuracy = train(domain.feature_discriminator(8, 2, projection=False), h, h, 100)
     assert loss == pytest.approx(2 * LOG2, abs=1e-3) and accuracy == pytest.approx(0.5, abs=0.02)
@@ -183,7 +189,9 @@ def test_differences_by_hand():
 # A step ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["sequential", "simultaneous"])
+@pytest.mark.parametrize(
+    "order", ["sequential", pytest.param("simultaneous", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("mover", bank.GROUPS)
 def test_each_player_moves_its_own_variables_only(mover, order):
     game = bank.game([0.1 * (group == mover) for group in bank.GROUPS], update_order=order)

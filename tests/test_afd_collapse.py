@@ -10,6 +10,7 @@ import tfrobust as tr
 from tests import bank_afd as bank
 
 WINDOW, BATCH = 20, 8
+pytestmark = pytest.mark.slow
 
 
 class Inject(keras.callbacks.Callback):
@@ -110,7 +111,6 @@ def test_restore_brings_the_best_epoch_back(plain):
     assert all(np.isfinite(w).all() for w in game.get_weights())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_healthy_runs_raise_nothing(seed):
     data = tr.data.load("digits")

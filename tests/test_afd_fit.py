@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfrobust as tr
 from tests import bank_afd as bank
 
-SGD = keras.optimizers.SGD
+SGD, SLOW = keras.optimizers.SGD, pytest.mark.slow
 CLEAN = {"bn_stats": "clean_only"}
 
 
@@ -57,6 +57,7 @@ def test_statistics_of_all_passes_or_of_the_first_alone():
     assert np.abs(moved["all"] - moved["clean_only"]).min() > 0.01
 
 
+@pytest.mark.slow
 def test_a_schedule_of_the_weight_is_a_warm_up():
     rise = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.0, 1.0])
     game = bank.game((0.0, 0.1, 0.1), weight=rise)
@@ -67,6 +68,7 @@ def test_a_schedule_of_the_weight_is_a_warm_up():
     assert not bank.same(before, bank.values(game.encoder.trainable_variables))
 
 
+@pytest.mark.slow
 def test_simultaneous_and_sequential_agree_to_first_order():
     def after(order, rate):
         game = bank.game((rate, rate, rate), update_order=order, **CLEAN)
@@ -105,7 +107,13 @@ def test_failed_attacks_hand_out_their_best_point_or_the_image():
 # Labels and weights ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["int32", "int64", "one-hot", "two classes", "one logit"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "int64",
+        *(pytest.param(k, marks=SLOW) for k in ("int32", "one-hot", "two classes", "one logit")),
+    ],
+)
 def test_labels_of_every_kind(kind):
     """A last batch of 2 among batches of 5; all kinds of the same labels train alike."""
     classes = {"two classes": 2, "one logit": 2}.get(kind, 4)
@@ -164,8 +172,14 @@ def own_discriminator():
     "options",
     [
         {},
-        {"discriminator": {"n_hidden": 0, "projection": False}, "feature_norm": False},
-        {"discriminator": "own", "divergence": "wasserstein", "gradient_penalty": 1.0},
+        pytest.param(
+            {"discriminator": {"n_hidden": 0, "projection": False}, "feature_norm": False},
+            marks=SLOW,
+        ),
+        pytest.param(
+            {"discriminator": "own", "divergence": "wasserstein", "gradient_penalty": 1.0},
+            marks=SLOW,
+        ),
     ],
     ids=["default", "options", "own"],
 )
@@ -187,6 +201,7 @@ def test_round_trip_keeps_everything(options, tmp_path):
         assert bank.same(bank.values(one.variables), bank.values(two.variables))
 
 
+@pytest.mark.slow
 def test_resume_brings_back_all_three_optimizers(tmp_path):
     """With random starts, dropout, momenta, power iterations and a falling rate: bit for bit."""
 
@@ -241,6 +256,7 @@ def test_representation_matching_is_a_regularizer():
     np.testing.assert_array_equal(tape.gradient(total, h), 0.0)
 
 
+@pytest.mark.slow
 def test_masks_prune_while_features_are_desensitized():
     def mask(name):
         return tr.layers.BetaBernoulliMask(seed=1, name=name)
@@ -256,6 +272,7 @@ def test_masks_prune_while_features_are_desensitized():
     np.testing.assert_allclose(small(x), game.classifier(x, training=False), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pruning_shrinking_and_export_need_no_special_case(tmp_path):
     net = bank.net()
     game = bank.game(classifier=net)

@@ -41,7 +41,7 @@ def test_tables_of_afd(folder, tmp_path):  # noqa: F811
     flags = ("--data-dir", folder, "--work", tmp_path)
     out = run("afd_table1", *flags)
     assert "AFD, seed 0" in out and "paper" in out
-    saved = tmp_path / "smoke" / "saved_models" / "mnist_rn18_afd"
+    saved = tmp_path / "smoke" / "saved_models" / "mnist_lenet_afd"
     card = json.loads((saved / "card.json").read_text())
     assert "--methods afd" in card["command"]
     settings = card["models"]["AFD"]["settings"]
@@ -49,7 +49,7 @@ def test_tables_of_afd(folder, tmp_path):  # noqa: F811
     assert "has a card" in run("afd_table1", "--resume", *flags)
     assert "AFD, FC1-PD, seed 0" in run("afd_discriminators", *flags)
     page = results_afd.page(tmp_path / "smoke")
-    assert "## Table 1" in page and "AFD, FC1-PD" in page and "no collapse" in page
+    assert "## Table 1" in page and "LeNet-5" in page and "no collapse" in page
 
 
 @pytest.mark.slow
@@ -57,6 +57,6 @@ def test_areas(folder, tmp_path):  # noqa: F811
     flags = ("--data-dir", folder, "--work", tmp_path)
     out = run("afd_table2_auc", *flags)
     assert "C&W: area" in out and "units" in out
-    saved = tmp_path / "afd_table2" / "smoke" / "saved_models" / "mnist_rn18_afd"
+    saved = tmp_path / "afd_table2" / "smoke" / "saved_models" / "mnist_lenet_afd"
     curves = json.loads((saved / "curves.json").read_text())
     assert set(curves) == set(results_afd.AREAS)
