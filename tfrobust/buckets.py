@@ -25,21 +25,23 @@ def size(count):
     return next((s for s in SIZES if s >= count), SIZES[-1])
 
 
-def apply(function, *arrays):
+def apply(function, *arrays, most=None):
     """Calls `function(*rows, real)` on padded chunks and joins the rows of its results.
 
     Args:
         function: Takes tensors of equal first axis and a bool tensor that is False for padding,
             which repeats the first row; returns one tensor with that first axis.
         arrays: Arrays of equal first axis n >= 1.
+        most: Rows that one call may see, where 256 take too much memory (never fewer than 16).
 
     Returns:
         NumPy array with first axis n.
     """
     parts = []
     with expected():
-        for start in range(0, len(arrays[0]), SIZES[-1]):
-            count = min(SIZES[-1], len(arrays[0]) - start)
+        step = max(s for s in SIZES if s <= max(most or SIZES[-1], SIZES[0]))
+        for start in range(0, len(arrays[0]), step):
+            count = min(step, len(arrays[0]) - start)
             place = np.arange(size(count))
             real = place < count
             rows = start + np.where(real, place, 0)

@@ -2,34 +2,44 @@
 
     lower, upper = tr.bounds.interval(model, x, tr.threats.Linf(0.1))     # of each logit
     certified = tr.bounds.certified(model, x, y, tr.threats.Linf(0.1))    # no attack can succeed
+    margins = tr.bounds.margins(model, x, y, threat, method="crown-ibp")  # tighter, dearer
 
-Interval bound propagation: boxes are pushed through the layers, each by a rule dispatched on its
-class (`rule`); register one for a layer of your own:
+Boxes and linear functions are pushed through the layers, each by a rule dispatched on its class
+(`rule`); register one for a layer of your own:
 
     tr.bounds.register(MyActivation, tr.bounds.Monotone)
 
-Bounds hold in inference (moving statistics, no dropout, the mask that `expected()` gives) and for
-every norm by the smallest box around its ball. `Program` holds the same as tensor functions, for
-certified training.
+`METHODS` lists the kinds of bounds from cheap to dear. They hold in inference (moving statistics,
+no dropout, the mask that `expected()` gives). `Program` holds the same as tensor functions of a
+`Region` and of the live weights, for certified training; `backward` and `forward` are linear
+relaxations of it.
 """
 
 import weakref
 
+import numpy as np
 import tensorflow as tf
 
 from tfrobust import buckets, contract
-from tfrobust.bounds import elementwise, joins, kernels  # noqa: F401  (they register their rules)
+from tfrobust.bounds import backward, forward, joins  # noqa: F401  (joins registers its rules)
+from tfrobust.bounds.methods import METHODS
 from tfrobust.bounds.program import Program
+from tfrobust.bounds.region import Region
 from tfrobust.bounds.rule import Box, Monotone, Pointwise, Rule, register, rule
 from tfrobust.threats import Threat
 
 __all__ = [
+    "METHODS",
     "Box",
     "Monotone",
     "Pointwise",
     "Program",
+    "Region",
     "Rule",
+    "backward",
     "certified",
+    "class_margins",
+    "forward",
     "interval",
     "margins",
     "register",
@@ -73,41 +83,80 @@ def interval(model, x, threat, epsilon=None):
     return both[:, 0], both[:, 1]
 
 
-def margins(model, x, y, threat, epsilon=None):
+def margins(model, x, y, threat, epsilon=None, method="ibp"):
     """Lower bounds of the margin z_y - max z_k, k != y, over all legal points around each image.
 
     The comparison of logits is folded into the affine layers at the end of the model: exact for a
     linear model, never looser than comparing the bounds of `interval`.
 
     Args:
-        model, x, threat, epsilon: as for `interval`.
+        model, x, threat, epsilon: as for `interval`; the linear relaxations (every method but
+            "ibp") know L2 and L1 balls themselves and not only their boxes.
         y: Integer labels `(batch,)`.
+        method: Name of `METHODS`: "ibp", "crown-ibp", "crown" or "symbolic".
 
     Returns:
         NumPy `(batch,)`; above 0 (up to float32 rounding, which `certified` allows for) no legal
         point changes the answer y. -inf where a bound overflows.
     """
-    return _worst(model, x, y, threat, epsilon)[:, 0]
+    return _worst(model, x, y, threat, epsilon, method)[0]
 
 
-def certified(model, x, y, threat, epsilon=None):
+def certified(model, x, y, threat, epsilon=None, method="ibp"):
     """Whether no legal point can change the answer: `margins` above what rounding may have added.
 
     Args:
-        model, x, y, threat, epsilon: as for `margins`.
+        model, x, y, threat, epsilon, method: as for `margins`.
 
     Returns:
         NumPy bool `(batch,)`: margin > 1e-5 * max(1, largest bound of any layer). Holds for the
         float32 Keras model, not for a quantized export of it.
     """
-    margin, rounding = _worst(model, x, y, threat, epsilon).T
+    margin, rounding = _worst(model, x, y, threat, epsilon, method)
     return margin > rounding
 
 
-def _worst(model, x, y, threat, epsilon):
+def class_margins(model, x, y, threat, epsilon=None, method="ibp"):
+    """Lower bounds of z_y - z_k for every class k, and what rounding may have added to them.
+
+    Args:
+        model, x, y, threat, epsilon, method: as for `margins`.
+
+    Returns:
+        `(margins, rounding)`: NumPy `(batch, classes)` with 0 at k = y and -inf for all other
+        classes where a bound overflows, and `(batch,)`.
+
+    Raises:
+        ValueError: also a method that is not known, or a net too large for it.
+    """
     x = _images(model, x)
     y = contract.labels(y, contract.classes_of(model), count=len(x))
-    return _apply(Program.worst, model, *_box(threat, x, epsilon), y)
+    if method not in METHODS:
+        raise ValueError(
+            f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}"
+        )
+    chosen = METHODS[method]
+    program = _programs(model)
+    chosen.check(program)
+    radius = np.full(len(x), _radius(threat, epsilon), np.float32)
+    kind = type(threat)(0.0)  # one graph for all radii
+
+    def function(program, x, radius, y):
+        return chosen(program, Region.around(kind, x, radius[0]), y)
+
+    most = chosen.rows(program)
+    both = _apply(function, model, x, radius, y, key=(method, kind), most=most)
+    return both[:, :-1], both[:, -1]
+
+
+def _worst(model, x, y, threat, epsilon, method):
+    if method == "ibp":
+        x = _images(model, x)
+        y = contract.labels(y, contract.classes_of(model), count=len(x))
+        return _apply(Program.worst, model, *_box(threat, x, epsilon), y).T
+    margins, rounding = class_margins(model, x, y, threat, epsilon, method)
+    other = np.asarray(y).reshape(-1, 1) != np.arange(margins.shape[1])
+    return np.where(other, margins, np.inf).min(-1), rounding
 
 
 def _stacked(program, box):
@@ -121,28 +170,42 @@ def _images(model, x):
     return x if x.ndim == len(model.input_shape) else x[..., None]
 
 
-def _box(threat, x, epsilon):
+def _radius(threat, epsilon):
     if not isinstance(threat, Threat):
         raise TypeError(
             "`threat` must be a tr.threats.Threat such as tr.threats.Linf(8/255). "
             f"Received: threat={threat!r}"
         )
-    radius = threat.epsilon if epsilon is None else type(threat)(epsilon).epsilon
+    return threat.epsilon if epsilon is None else type(threat)(epsilon).epsilon
+
+
+def _box(threat, x, epsilon):
+    radius = _radius(threat, epsilon)
     return [bound.numpy() for bound in threat.box(x, radius)]
 
 
-_compiled = weakref.WeakKeyDictionary()
+_compiled, _known = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
 
 
-def _apply(method, model, lower, upper, *others):
+def _programs(model):
+    """The `Program` of a model, made once."""
+    if model not in _known:
+        _known[model] = Program(model)
+    return _known[model]
+
+
+def _apply(method, model, first, second, *others, key=None, most=None):
     """Runs `method(program, box, ...)`, compiled once per model, on padded rows."""
     known = _compiled.setdefault(model, {})
-    if method not in known:
+    place = key or method
+    if place not in known:
         program = Program(model)
 
         @tf.function(reduce_retracing=True)
-        def function(lower, upper, *others):
-            return method(program, Box(lower, upper), *others)
+        def function(*arrays):
+            if key is None:
+                return method(program, Box(*arrays[:2]), *arrays[2:])
+            return method(program, *arrays)
 
-        known[method] = function
-    return buckets.apply(lambda *rows: known[method](*rows[:-1]), lower, upper, *others)
+        known[place] = function
+    return buckets.apply(lambda *rows: known[place](*rows[:-1]), first, second, *others, most=most)

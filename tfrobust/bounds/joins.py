@@ -4,7 +4,16 @@ from keras import layers
 from keras.src.ops import nn, numpy
 
 from tfrobust import graph
-from tfrobust.bounds.rule import Diagonal, Difference, Monotone, Positive, Product, rule
+from tfrobust.bounds.rule import (
+    Diagonal,
+    Difference,
+    Extreme,
+    Monotone,
+    Move,
+    Positive,
+    Product,
+    rule,
+)
 
 
 def _only(known, kind):
@@ -17,6 +26,23 @@ def _joins(kind):
     return lambda layer, node: (kind if len(node.inputs) > 1 else Diagonal)(layer, node)
 
 
+def _largest(layer, node):
+    """The `Extreme` of a pool, of several tensors or along axes."""
+    apart = True
+    if hasattr(layer, "pool_size"):
+        apart = all(s >= p for s, p in zip(layer.strides, layer.pool_size, strict=True))
+    elif len(node.inputs) > 1:
+        apart = len({tensor.shape for tensor in node.inputs}) == 1
+        apart &= len(set(map(id, node.inputs))) == len(node.inputs)
+    elif type(layer) in _BOTH:
+        return Monotone(layer, node)  # a tensor and a constant
+    return Extreme(layer, node, -1 if type(layer).__name__ in _LEAST else 1, apart)
+
+
+_LEAST = ("Amin", "Min", "Minimum")
+_BOTH = (*graph.operations(layers, "Maximum Minimum"), *graph.operations(numpy, "Maximum Minimum"))
+
+
 def _divided_by_constant(layer, node):
     return len(node.inputs) == 1 and bool(node.args) and node.inputs[0] is node.args[0]
 
@@ -27,17 +53,19 @@ def _ranks(names):
 
 for _module, _rules in {
     layers: {
-        Positive: "Add Average CenterCrop Concatenate Flatten Permute RepeatVector Reshape "
+        Move: "Flatten Permute Reshape",
+        Positive: "Add Average CenterCrop Concatenate RepeatVector "
         + _ranks("AdaptiveAveragePooling AveragePooling Cropping GlobalAveragePooling")
         + _ranks(" UpSampling ZeroPadding"),
-        Monotone: "Maximum Minimum " + _ranks("AdaptiveMaxPooling GlobalMaxPooling MaxPooling"),
+        _largest: "Maximum Minimum " + _ranks("GlobalMaxPooling MaxPooling"),
+        Monotone: _ranks("AdaptiveMaxPooling"),
         Difference: "Subtract",
         Product: "Multiply",
     },
     numpy: {
-        Positive: """Add Concatenate ExpandDims Flip GetItem Mean Moveaxis Pad Ravel Repeat Reshape
-        Roll Squeeze Stack Sum Swapaxes Tile Transpose""",
-        Monotone: "Amax Amin Max Maximum Min Minimum",
+        Move: "ExpandDims Moveaxis Ravel Reshape Squeeze Swapaxes Transpose",
+        Positive: """Add Concatenate Flip GetItem Mean Pad Repeat Roll Stack Sum Tile""",
+        _largest: "Amax Amin Max Maximum Min Minimum",
         _joins(Difference): "Subtract",
         _joins(Product): "Multiply",
         _only(_divided_by_constant, Diagonal): "Divide TrueDivide",

@@ -10,6 +10,9 @@ from tfrobust.bounds.elementwise import fused
 from tfrobust.bounds.rule import Box, Rule, rule
 
 
+CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+
+
 class Kernel(Rule):
     """A linear map and a bias, without the activation that the layer may have inside.
 
@@ -23,6 +26,8 @@ class Kernel(Rule):
     def __init__(self, layer, node, linear):
         super().__init__(layer, node)
         self.linear = linear
+        # One weight between any two values: not where a second kernel sums over the first.
+        self.plain = not hasattr(layer, "pointwise_kernel")
         if getattr(layer, "data_format", "channels_last") == "channels_first":
             raise ValueError(
                 f"Layer '{node.name}' has data_format='channels_first': bounds need the channels "
@@ -43,6 +48,27 @@ class Kernel(Rule):
         # Some convolution algorithms round a sum of non-negative terms to just below 0.
         radius = tf.maximum(self.linear(self.layer, box.radius, ops.abs), 0.0)
         return Box(centre - radius, centre + radius)
+
+    def reach(self, scale, norm):
+        """Dual norms of the rows of the map from a ball whose axes were scaled to the result.
+
+        Args:
+            scale: Factors >= 0 `(batch or 1, ...)` of the layer's inputs.
+            norm: "l2" or "l1".
+
+        Returns:
+            Tensor `(batch or 1, ...)`, not below the true norms.
+        """
+        squares = self.linear(self.layer, tf.square(scale), ops.square)
+        reach = tf.sqrt(tf.maximum(squares, 0.0))
+        if norm == "l1" and isinstance(self.layer, layers.Dense) and scale.shape.rank == 2:
+            weights = tf.abs(tf.convert_to_tensor(self.layer.kernel))
+            return tf.reduce_max(weights * scale[..., None], -2)
+        if norm == "l1" and isinstance(self.layer, CONVOLUTIONS):
+            weights = tf.abs(tf.convert_to_tensor(self.layer.kernel))
+            largest = tf.reduce_max(weights, range(weights.shape.rank - 1))
+            return tf.minimum(reach, largest * tf.reduce_max(scale))
+        return reach
 
 
 def _kernel(*kinds):

@@ -1,19 +1,31 @@
 """A model as a list of rules in topological order: what every bound method runs on."""
 
+import math
+
 import tensorflow as tf
 
 from tfrobust import graph, losses
-from tfrobust.bounds.rule import rules_of
+from tfrobust.bounds.kernels import Kernel
+from tfrobust.bounds.region import Region
+from tfrobust.bounds.rule import Box, Diagonal, Move, rules_of
 
 
 class Program:
-    """The rules of a model; its methods are tensor functions of boxes and of the live weights.
+    """The rules of a model; its methods are tensor functions of regions and of the live weights.
 
-    Values are numbered: 0 is the image, n the result of step n.
+    Values are numbered: 0 is the image, n the result of step n. Where a method takes a `region`, a
+    `Box` of images will do; both may be made of tensors, the radius too.
 
     Attributes:
         steps: List of `(rule, sources)`, the numbers of the values that each step reads.
+        shapes: Shapes of the values of one image.
         output: Number of the logits.
+        outputs: How many logits there are.
+        classes: Number of classes, 2 for a single logit.
+        size: Elements of the largest value of one image, None if the model takes any image size.
+        bent: Numbers of the values that a step reads which is not affine: what must be bounded
+            before linear functions can be taken back through that step. Pre-activations, mostly.
+        exact: Those of them that intervals bound exactly: one kernel away from the image.
         tail: Numbers of the affine steps from which only affine steps lead to the logits: the
             logits are one affine function of the values in front of them.
         leaves: Numbers of these values (the logits themselves where the last step is not affine).
@@ -24,14 +36,20 @@ class Program:
 
     def __init__(self, model):
         walked = graph.walk(model)
-        self.classes = max(int(walked.outputs[0].shape[-1]), 2)
+        self.outputs = int(walked.outputs[0].shape[-1])
+        self.classes = max(self.outputs, 2)
         self.steps, place = [], {id(walked.inputs[0]): 0}
+        self.shapes = [tuple(walked.inputs[0].shape[1:])]
         for node in walked.nodes:
             sources = tuple(place[id(tensor)] for tensor in node.inputs)
             for rule in rules_of(node):
+                self.shapes.append(tuple(node.outputs[0].shape[1:]))
                 self.steps.append((rule, sources))
                 sources = (len(self.steps),)
             (place[id(node.outputs[0])],) = sources
+        self.size = None
+        if not any(None in shape for shape in self.shapes):
+            self.size = max(map(math.prod, self.shapes))
         self.output = place[id(walked.outputs[0])]
         reached, self.tail = {self.output}, []
         for number, (rule, sources) in self._backward():
@@ -39,24 +57,80 @@ class Program:
                 self.tail.insert(0, number)
                 reached.update(sources)
         self.leaves = sorted(reached.difference(self.tail))
+        needed = self.needed([self.output])
+        self.bent = sorted(
+            {
+                source
+                for number, (rule, sources) in enumerate(self.steps, 1)
+                if number in needed and not rule.affine
+                for source in sources
+            }
+        )
+        self.exact, scaled = set(), self.scaled()
+        for number, (rule, sources) in enumerate(self.steps, 1):
+            if number in scaled or (isinstance(rule, Kernel) and rule.plain and sources[0] in scaled):
+                self.exact.add(number)
 
     def _backward(self):
         return reversed(list(enumerate(self.steps, 1)))
 
-    def boxes(self, box, wanted):
-        """Intervals of the values `wanted` and of all behind them, a dict from number to `Box`."""
-        needed, boxes = set(wanted), {0: box}
+    def needed(self, wanted):
+        """The numbers `wanted` and of all values that they are made of."""
+        needed = set(wanted)
         for number, (_, sources) in self._backward():
             if number in needed:
                 needed.update(sources)
+        return needed
+
+    def scaled(self):
+        """Numbers of values that are image pixels in some order, each scaled and shifted."""
+        found = {0}
+        for number, (rule, sources) in enumerate(self.steps, 1):
+            if isinstance(rule, Move | Diagonal) and len(sources) == 1 and sources[0] in found:
+                found.add(number)
+        return found
+
+    def boxes(self, region, wanted, tighten=None):
+        """Intervals of the values `wanted` and of all behind them, a dict from number to `Box`.
+
+        Args:
+            region: `Region`.
+            wanted: Numbers of values.
+            tighten: Optional callable `(number, boxes) -> Box`, asked for each of `bent` as soon as
+                its interval is known; the boxes behind are made of the answer.
+        """
+        region = Region.of(region)
+        needed, boxes = self.needed(wanted), {0: region.box}
+        near = self._ball(region)
         for number, (rule, sources) in enumerate(self.steps, 1):
             if number in needed:
                 boxes[number] = rule.interval(*(boxes[s] for s in sources))
+                if number in near:
+                    boxes[number] = boxes[number].meet(near[number])
+                if tighten is not None and number in self.bent:
+                    boxes[number] = boxes[number].meet(tighten(number, boxes))
         return boxes
 
-    def interval(self, box):
-        """The `Box` of the model's outputs for all images in `box`."""
-        return self.boxes(box, [self.output])[self.output]
+    def _ball(self, region):
+        """Boxes of what one kernel makes of an L2 or L1 ball, exact up to borders: dict."""
+        if region.norm is None:
+            return {}
+        scaled, found = self.scaled(), {}
+        factors, points = {0: tf.ones_like(region.image[:1])}, {0: region.image}
+        for number, (rule, sources) in enumerate(self.steps, 1):
+            if number in scaled:
+                one = factors[sources[0]]
+                factors[number] = tf.abs(rule(one) - rule(tf.zeros_like(one)))
+                points[number] = rule(points[sources[0]])
+            elif isinstance(rule, Kernel) and rule.plain and sources[0] in scaled:
+                centre = rule(points[sources[0]])
+                radius = region.epsilon * rule.reach(factors[sources[0]], region.norm)
+                found[number] = Box(centre - radius, centre + radius)
+        return found
+
+    def interval(self, region):
+        """The `Box` of the model's outputs for all images in `region`."""
+        return self.boxes(region, [self.output])[self.output]
 
     def logits(self, leaves):
         """Logits `(batch, classes)` of given values of the leaves."""
@@ -77,20 +151,21 @@ class Program:
             logits = self.logits(zeros)
         return tape.gradient(logits, zeros, tf.eye(self.classes), unconnected_gradients="zero")
 
-    def margins(self, box, y):
-        """Lower bounds of z_y - z_k for all images in `box`: `(batch, classes)`, 0 at k = y.
+    def margins(self, region, y):
+        """Lower bounds of z_y - z_k for all images in `region`: `(batch, classes)`, 0 at k = y.
 
         The difference of logits is folded into the tail and only then put on the boxes of the
         leaves, m_k = (row_y - row_k) c + (b_y - b_k) - |row_y - row_k| r: never looser than bounds
         of single logits, and exact where the model is linear.
 
         Args:
-            box: `Box` of images.
+            region: `Region` of images.
             y: Labels, integers or one-hot rows.
         """
-        return self._margins(self.boxes(box, self.leaves), y)
+        return self.margins_of(self.boxes(region, self.leaves), y)
 
-    def _margins(self, boxes, y):
+    def margins_of(self, boxes, y):
+        """`margins` from boxes of the leaves."""
         boxes = [boxes[number] for number in self.leaves]
         logits = self.logits([box.centre for box in boxes])
         y = losses.as_labels(y, self.classes)
@@ -110,22 +185,27 @@ class Program:
         radii = tf.map_fn(radius, tf.range(self.classes), fn_output_signature=tf.float32)
         return tf.gather(logits, y, batch_dims=1)[:, None] - logits - tf.transpose(radii)
 
-    def worst(self, box, y):
+    def worst(self, region, y):
         """The smallest of `margins` over k != y, and what rounding may have added to it.
 
         Returns:
             `(batch, 2)`: the margin (-inf where anything overflows) and 1e-5 * max(1, the largest
             bound of any layer on the way).
         """
-        boxes = self.boxes(box, [self.output])
-        margins = self._margins(boxes, y)
-        other = tf.one_hot(losses.as_labels(y, self.classes), self.classes) == 0
-        finite = tf.reduce_all(tf.math.is_finite(margins), -1)
-        worst = tf.reduce_min(tf.where(other, margins, tf.float32.max), -1)
-        largest = tf.ones_like(worst)
-        for bound in boxes.values():
-            size = tf.maximum(-bound.lower, bound.upper)
-            sizes = tf.reshape(size, (tf.shape(worst)[0], -1))
-            finite &= tf.reduce_all(tf.math.is_finite(sizes), -1)
-            largest = tf.maximum(largest, tf.reduce_max(sizes, -1))
-        return tf.stack([tf.where(finite, worst, -float("inf")), 1e-5 * largest], -1)
+        boxes = self.boxes(region, [self.output])
+        return worst(self.margins_of(boxes, y), y, boxes)
+
+
+def worst(margins, y, boxes):
+    """`Program.worst` of margins `(batch, classes)` that were made with these boxes."""
+    classes = margins.shape[-1]
+    other = tf.one_hot(losses.as_labels(y, classes), classes) == 0
+    finite = tf.reduce_all(tf.math.is_finite(margins), -1)
+    smallest = tf.reduce_min(tf.where(other, margins, tf.float32.max), -1)
+    largest = tf.ones_like(smallest)
+    for bound in boxes.values():
+        size = tf.maximum(-bound.lower, bound.upper)
+        sizes = tf.reshape(size, (tf.shape(smallest)[0], -1))
+        finite &= tf.reduce_all(tf.math.is_finite(sizes), -1)
+        largest = tf.maximum(largest, tf.reduce_max(sizes, -1))
+    return tf.stack([tf.where(finite, smallest, -float("inf")), 1e-5 * largest], -1)

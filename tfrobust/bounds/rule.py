@@ -1,8 +1,8 @@
 """What bounds must know about a layer: the rule interface, its dispatch and the common kinds.
 
-A rule turns boxes around the inputs of one call into a box around its result. Every rule is a pure
-TensorFlow function of the layer's variables, read when it runs, so bounds follow the weights and
-can be differentiated.
+A rule turns boxes around the inputs of one call into a box around its result, and linear functions
+of the result into linear functions of the inputs. Every rule is a pure TensorFlow function of the
+layer's variables, read when it runs, so bounds follow the weights and can be differentiated.
 """
 
 import functools
@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 
 from tfrobust import graph
+from tfrobust.bounds.lines import constants, lines
+from tfrobust.bounds.rows import between, dot, pulled, summed
 
 
 class Box(typing.NamedTuple):
@@ -29,9 +31,17 @@ class Box(typing.NamedTuple):
     def radius(self):
         return 0.5 * (self.upper - self.lower)
 
+    def meet(self, other):
+        """What lies in both of two boxes around the same values (rounding may not empty it)."""
+        lower, upper = tf.maximum(self.lower, other.lower), tf.minimum(self.upper, other.upper)
+        return Box(tf.minimum(lower, upper), tf.maximum(lower, upper))
+
 
 class Rule:
     """How one call of a layer maps its inputs, and boxes around them. Write `interval`.
+
+    With `interval` alone (and no `affine`) the linear relaxations take the box of the result, two
+    constants; `back` and `parallel` can say more.
 
     Attributes:
         affine: True if the call is an affine map of its inputs together (its rows then follow from
@@ -63,6 +73,33 @@ class Rule:
         """A `Box` that holds the result for all inputs in `boxes`."""
         raise TypeError(f"{type(self).__name__} must define interval()")
 
+    def back(self, rows, boxes, mode):
+        """Linear functions of the inputs below linear functions of the result.
+
+        Args:
+            rows: `(batch, functions, ...)`, coefficients of the result.
+            boxes: A `Box` for each input, within which the answer holds.
+            mode: How tangents are chosen, one of `lines.SLOPES`.
+
+        Returns:
+            `(parts, offset)`: for each input its coefficients `(batch, functions, ...)`, or None
+            for zeros, and constants `(batch, functions)`.
+        """
+        if self.affine:
+            return pulled(self, rows, [b.lower for b in boxes])
+        return [None] * len(boxes), between(rows, *self.interval(*boxes))
+
+    def parallel(self, *boxes):
+        """Lines of one slope below and above the result, elementwise: `(slope, lower, upper)`.
+
+        The slope is None where both are constants.
+        """
+        return None, *self.interval(*boxes)
+
+    def loose(self, *boxes):
+        """Where a tighter box would help: for each input a bool tensor."""
+        return [b.lower < b.upper for b in boxes]
+
 
 class Monotone(Rule):
     """A layer whose result never decreases when an input grows: pools, maxima."""
@@ -77,21 +114,102 @@ class Positive(Monotone):
     affine = True
 
 
+class Move(Positive):
+    """One input, each of its values once in the result: Flatten, Reshape, Permute."""
+
+
+class Extreme(Monotone):
+    """The largest (`sign` 1) or smallest (-1) of some values: MaxPooling2D, Maximum.
+
+    Below the largest lies the one with the greatest lower bound, and it is the largest itself where
+    no other can be greater.
+
+    Args:
+        sign: 1 or -1.
+        disjoint: Bool, no value is looked at twice.
+    """
+
+    def __init__(self, layer, node, sign=1, disjoint=True):
+        super().__init__(layer, node)
+        self.sign, self.disjoint = sign, disjoint
+
+    def back(self, rows, boxes, mode):
+        whole = self.interval(*boxes)
+        ends = whole if self.sign > 0 else whole[::-1]  # what is taken, what it may be at most
+        taken = [b.lower if self.sign > 0 else b.upper for b in boxes]
+        near, far = tf.nn.relu(rows), tf.minimum(rows, 0.0)
+        if self.sign < 0:
+            near, far = far, near
+        offset = 0.0
+        if self.disjoint:
+            with tf.GradientTape() as tape:
+                tape.watch(taken)
+                result = self(*taken)
+            shares = tape.gradient(result, taken, unconnected_gradients="zero")
+            others = [
+                # A tie is shared: then nobody wins for certain.
+                tf.where(share > 0.75, -self.sign * tf.float32.max, b[self.sign > 0])
+                for share, b in zip(shares, boxes, strict=True)
+            ]
+            certain = self.sign * (ends[0] - self(*others)) >= 0
+            keep = tf.cast(certain, tf.float32)[:, None]
+            near, far, rest = near + far * keep, None, far * (1.0 - keep)
+        else:
+            rest = far
+        offset = dot(rest, ends[1])
+        parts, _ = pulled(self, near, taken, at=taken)
+        return parts, offset
+
+
 class Pointwise(Rule):
     """An elementwise function of one tensor, monotone up to the numbers `turns`, and between them.
 
     Args:
         turns: Where the function turns from falling to rising, or back.
+        bend: Where it turns from convex to concave (infinite: it is convex, -infinite: concave), a
+            float or a function that returns a tensor; None if that is not all of its shape.
     """
 
-    def __init__(self, layer, node, turns=()):
+    def __init__(self, layer, node, turns=(), bend=None):
         super().__init__(layer, node)
-        self.turns = turns
+        self.turns, self.bend = turns, bend
 
     def interval(self, box):
         ends = [self(box.lower), self(box.upper)]
         ends += [self(tf.minimum(tf.maximum(t, box.lower), box.upper)) for t in self.turns]
         return hull(ends)
+
+    def slope(self, x):
+        """The derivative at x; at a kink any number between those of both sides."""
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = self(x)
+        return tape.gradient(y, x, unconnected_gradients="zero")
+
+    def lines(self, box, mode):
+        """The `Line` below and the one above."""
+        if self.bend is None:
+            return constants(*self.interval(box))
+        bend = self.bend() if callable(self.bend) else self.bend
+        return lines(self, self.slope, box, mode, bend, self.turns)
+
+    def back(self, rows, boxes, mode):
+        if self.affine:
+            return super().back(rows, boxes, mode)
+        below, above = self.lines(*boxes, mode)
+        part = tf.nn.relu(rows) * below.slope[:, None]
+        part += tf.minimum(rows, 0.0) * above.slope[:, None]
+        return [part], between(rows, below.offset, above.offset)
+
+    def parallel(self, box):
+        if self.bend is None:
+            return super().parallel(box)
+        below, above = self.lines(box, "parallel")
+        return below.slope, below.offset, above.offset
+
+    def loose(self, box):
+        below, above = self.lines(box, "zero")
+        return [(below.slope != above.slope) | (below.offset != above.offset)]
 
 
 class Diagonal(Pointwise):
@@ -110,10 +228,56 @@ class Difference(Rule):
 
 
 class Product(Rule):
-    """A product of inputs: its extremes lie in corners of the box."""
+    """A product of inputs: its extremes lie in corners of the box.
+
+    Of two factors it lies above (x - l)(y - l') >= 0 and (u - x)(u' - y) >= 0, and below the mixed
+    pair (McCormick, 1976).
+    """
 
     def interval(self, *boxes):
         return hull([self(*corner) for corner in itertools.product(*boxes)])
+
+    def back(self, rows, boxes, mode):
+        if len(boxes) != 2 or len({box.lower.shape.rank for box in boxes}) > 1:
+            return super().back(rows, boxes, mode)
+        first, second = boxes
+        whole = self.interval(first, second)
+        corners = [(first.lower, second.lower), (first.upper, second.upper)]
+        below = self._plane(boxes, corners, whole, mode, 1.0)
+        crossed = [(first.upper, second.lower), (first.lower, second.upper)]
+        above = self._plane(boxes, crossed, whole, mode, -1.0)
+        high, low = tf.nn.relu(rows), tf.minimum(rows, 0.0)
+        parts = [
+            summed(high * a[:, None] + low * b[:, None], box.lower)
+            for a, b, box in zip(below[:2], above[:2], boxes, strict=True)
+        ]
+        return parts, dot(high, below[2]) + dot(low, above[2])
+
+    def _plane(self, boxes, corners, whole, mode, sign):
+        """Coefficients of both factors and the constant of a bound below (sign 1) or above."""
+        best = None
+        for x, y in corners:
+            one = tf.ones_like(whole.lower)
+            plane = (y * one, x * one, -(x * y))
+            centre = [box.centre for box in boxes]
+            value = plane[0] * centre[0] + plane[1] * centre[1] + plane[2]
+            reach = tf.abs(plane[0]) * boxes[0].radius + tf.abs(plane[1]) * boxes[1].radius
+            height = sign * value - (reach if mode == "zero" else 0.0)
+            if best is None:
+                best, top, end = plane, height, sign * value - reach
+            else:
+                better = height > top
+                best = [tf.where(better, a, b) for a, b in zip(plane, best, strict=True)]
+                end = tf.where(better, sign * value - reach, end)
+        if mode == "zero":  # no looser than the interval
+            flat = whole.lower if sign > 0 else whole.upper
+            slack = 1e-6 * (tf.abs(whole.lower) + tf.abs(whole.upper))
+            fine = end >= sign * flat - slack
+            zero = tf.zeros_like(flat)
+            best = [
+                tf.where(fine, a, b) for a, b in zip(best, (zero, zero, flat), strict=True)
+            ]
+        return best
 
 
 def hull(values):
