@@ -2,6 +2,7 @@
 
     tfrobust prepare theirs.keras -o m.keras --pixel-range 0,255
     tfrobust evaluate m.keras --data mnist --threat linf:0.3 --attack autoattack --json out.json
+    tfrobust verify m.keras --data mnist --threat linf:0.1 --method crown-ibp
     tfrobust shrink m.keras -o small.keras
     tfrobust export small.keras -o small.tflite --quantize int8 --data mnist
     tfrobust card small.keras --data mnist --threat linf:0.3 -o saved_models/small
@@ -49,6 +50,7 @@ ATTACKS = {
     "autoattack-plus": ("AutoAttack", {"version": "plus"}, {}),
     "autoattack-rand": ("AutoAttack", {"version": "rand"}, {}),
 }
+METHODS = ("auto", "ibp", "crown-ibp", "symbolic", "crown", "exact")
 PIXELS = "--pixel-range"
 
 
@@ -123,6 +125,26 @@ def parser():
     _judging(sub)
     sub.add_argument("--json", metavar="FILE", help="write the scores here as well")
 
+    sub = command("verify", "How many test images no attack in the ball can break, proved.")
+    _on_data(sub)
+    sub.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="cheaper ones come first by themselves (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--no-attack", action="store_true", help="leave out the PGD that tries to break the rest"
+    )
+    sub.add_argument(
+        "--epsilons", type=fractions, metavar="LIST", help="radii of a curve: 0.05,0.1"
+    )
+    sub.add_argument(
+        "--time-limit", type=fraction, default=60.0, metavar="SECONDS", help="of exact, an image"
+    )
+    sub.add_argument("--state", metavar="FILE", help="go on here after a kill")
+    sub.add_argument("--json", metavar="FILE", help="write the certificate here as well")
+
     sub = command("shrink", "Cut closed gates and pruned channels out of a masked model.")
     _output(sub, "SMALL.keras")
 
@@ -157,7 +179,7 @@ def _data(sub, required, help):
     sub.add_argument("--data-dir", metavar="DIR", help="folder of <name>.npz files")
 
 
-def _judging(sub):
+def _on_data(sub):
     _data(sub, required=True, help="its test images")
     sub.add_argument(
         "--threat",
@@ -167,15 +189,19 @@ def _judging(sub):
         help="linf:8/255, l2:0.5 or l1:12, in units of pixels in [0, 1]",
     )
     sub.add_argument(
+        "--n", default=1000, type=images, help="first N test images, or 'all' (default: 1000)"
+    )
+
+
+def _judging(sub):
+    _on_data(sub)
+    sub.add_argument(
         "--attack",
         type=attack_names,
         action="extend",
         metavar="LIST",
         help=f"of {', '.join(ATTACKS)} (default: pgd, apgd-ce and apgd-t, or apgd-margin with "
         "fewer than four classes)",
-    )
-    sub.add_argument(
-        "--n", default=1000, type=images, help="first N test images, or 'all' (default: 1000)"
     )
     own = "(default: each attack's own)"
     sub.add_argument("--steps", type=count, metavar="N", help=f"of {_takers('steps')} {own}")

@@ -7,7 +7,8 @@ from keras import layers
 
 from tests import bank
 from tests.bank_masks import SHAPE, randomize
-from tfrobust.bounds import Box, Program
+from tfrobust import losses
+from tfrobust.bounds import Box, Program, Region, backward, forward
 from tfrobust.threats import Linf
 
 
@@ -34,10 +35,13 @@ def points(x, epsilon, count):
     return np.clip(x + epsilon * noise, 0, 1).astype("float32").reshape(-1, *x.shape[1:])
 
 
-def assert_contained(model, epsilon=0.05, count=250, images=4):
-    """Every value of every layer lies in its box, for 1,000 points."""
+def assert_contained(model, epsilon=0.05, count=250, images=4, mode=None):
+    """Every value of every layer lies in its box, for 1,000 points; with a mode in CROWN's."""
     program, x = Program(model), bank.images(images, model.input_shape[1:])
-    boxes = program.boxes(box_of(x, epsilon), [program.output])
+    region = box_of(x, epsilon)
+    boxes = program.boxes(region, [program.output])
+    if mode:
+        boxes = backward.tightened(program, region, mode)
     values = {0: tf.constant(points(x, epsilon, count))}
     for number, (step, sources) in enumerate(program.steps, 1):
         values[number] = step(*(values[s] for s in sources))
@@ -50,3 +54,44 @@ def assert_contained(model, epsilon=0.05, count=250, images=4):
         slack = 1e-5 * max(1.0, np.abs(value).max())
         assert (value >= lower - slack).all() and (value <= upper + slack).all(), number
         assert (lower <= upper).all()
+
+
+def relaxed(program, region, y, method):
+    """Margins `(batch, classes)` of one relaxation alone: "zero", "full adaptive", "symbolic"."""
+    if method == "ibp":
+        return program.margins(region, y).numpy()
+    if method == "symbolic":
+        return forward.margins(program, region, y).numpy()
+    full, _, mode = method.rpartition(" ")
+    boxes = backward.tightened(program, region, mode) if full else None
+    return backward.margins(program, region, y, mode, boxes).numpy()
+
+
+def mlp(seed, widths=(4, 8, 8, 3), activation="relu"):
+    """A dense net with normal weights, two images each of some labels."""
+    rng = np.random.default_rng(seed)
+    inputs = x = keras.Input(widths[:1])
+    for width in widths[1:-1]:
+        x = layers.Dense(width, activation)(x)
+    net = keras.Model(inputs, layers.Dense(widths[-1])(x))
+    net.set_weights([rng.normal(size=w.shape) for w in net.get_weights()])
+    x = rng.uniform(size=(6, widths[0])).astype("float32")
+    return net, x, np.arange(6) % widths[-1]
+
+
+def assert_margins_hold(model, methods, threat=None, count=250, images=4):
+    """No point of the ball has a smaller margin than a bound says, for 1,000 points."""
+    threat = threat or Linf(0.05)
+    program, x = Program(model), bank.images(images, model.input_shape[1:])
+    y = np.arange(images) % program.classes
+    many = points(x, threat.epsilon, count)
+    many = threat.project(many, np.tile(x, (count, *[1] * (x.ndim - 1))))
+    logits = losses.as_logits(model(many, training=False)).numpy()
+    logits = logits.reshape(count, images, program.classes)
+    least = (logits[:, np.arange(images), y][..., None] - logits).min(0)
+    region = Region.around(threat, tf.constant(x))
+    for method in methods:
+        bound = relaxed(program, region, y, method)
+        slack = 1e-5 * max(1.0, np.abs(logits).max(), np.abs(bound).max())
+        assert (bound <= least + slack).all(), (method, np.max(bound - least))
+        assert np.isfinite(bound).all(), method

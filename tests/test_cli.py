@@ -74,6 +74,18 @@ def test_evaluate_prints_and_writes_the_same_scores(folder, capsys, tmp_path):
     assert again.clean == scores.clean and again.joint == scores.joint
 
 
+def test_verify_prints_and_writes_the_certificate(folder, capsys, tmp_path):
+    words = ["verify", folder / "net.keras", "--data", "digits", "--threat", "linf:0.01"]
+    words += ["--method", "ibp", "--n", 32, "--epsilons", "0.005", "--json", tmp_path / "out.json"]
+    assert run(*words, "--state", tmp_path / "state") == 0
+    printed = capsys.readouterr().out
+    assert "verified at 0.005" in printed and "under attack" in printed
+    written = json.loads((tmp_path / "out.json").read_text())
+    proof = tr.verify.Certificate.from_dict({k: v for k, v in written.items() if k != "command"})
+    assert proof.n == 32 and proof.verified.count <= proof.attacked.count <= proof.clean.count
+    assert set(tfrobust_cli.METHODS) == {"auto", "exact", *tr.bounds.METHODS}
+
+
 def test_shrink_writes_the_same_classifier(folder, capsys, tmp_path):
     assert run("shrink", folder / "masked.keras", "-o", tmp_path / "small.keras") == 0
     printed = capsys.readouterr().out
@@ -237,6 +249,13 @@ BAD = [
         "--data must be an existing",
     ),
     ("code", ["evaluate", "lambda.keras", *JUDGE], "arbitrary code execution"),
+    ("method", ["verify", "net.keras", *JUDGE[:-2], "--method", "milp"], "invalid choice: 'milp'"),
+    (
+        "no box",
+        ["verify", "net.keras", *JUDGE[:-2], "--method", "exact", "--threat", "l2:1"],
+        "must be a tr.threats.Linf for complete verification",
+    ),
+    ("softmax to verify", ["verify", "soft.keras", *JUDGE[:-2]], "tr.models.prepare"),
     ("range", ["prepare", "soft.keras", "-o", "m.keras", "--pixel-range", "255"], "LOW,HIGH"),
     ("no range", ["prepare", "soft.keras", "-o", "m.keras"], "required: --pixel-range"),
     (

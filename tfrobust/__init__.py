@@ -7,8 +7,8 @@
     game.compile("adam", metrics=["accuracy"])
     game.fit(x_train, y_train)
 
-One spine: threat -> attack -> game -> mask -> shrink -> evaluate -> export -> card; each word is a
-room of this package, used as `tr.<room>.<Name>`.
+One spine: threat -> attack -> game -> mask -> shrink -> evaluate + verify -> export -> card; each
+word is a room of this package, used as `tr.<room>.<Name>`.
 """
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ from tfrobust import (
     shrink,
     threats,
     training,
+    verify,
 )
 
 __all__ = [
@@ -59,4 +60,5 @@ __all__ = [
     "shrink",
     "threats",
     "training",
+    "verify",
 ]

@@ -47,14 +47,31 @@ def prepare(args):
 
 def evaluate(args):
     model = _load(args)
-    if args.json:
-        path = tr.files.target(args.json, "--json")
-        if args.state and path == tr.files.target(args.state, "--state"):
-            raise ValueError(f"`--json` must be another file than `--state`. Received: {args.json}")
+    _apart(args)
     scores = _scores(model, args)
     _console().print(scores)
     if args.json:
         _write_json(args, {"command": args.command, **scores.to_dict()})
+
+
+def verify(args):
+    model = _load(args)
+    _apart(args)
+    threat, data = _threat(args), _dataset(args)
+    proof = tr.verify.certify(
+        model,
+        (data.x_test, data.y_test),
+        threat,
+        method=args.method,
+        attacks=[] if args.no_attack else None,
+        eps_grid=args.epsilons,
+        state=args.state,
+        max_examples=args.n,
+        time_limit=args.time_limit,
+    )
+    _console().print(proof)
+    if args.json:
+        _write_json(args, {"command": args.command, **proof.to_dict()})
 
 
 def shrink(args):
@@ -212,6 +229,14 @@ def _scores(model, args):
         cascade=args.cascade,
         second_opinion=args.second_opinion,
     )
+
+
+def _apart(args):
+    """Refuses, before the work, a result file that cannot be written or is the state file."""
+    if args.json:
+        path = tr.files.target(args.json, "--json")
+        if args.state and path == tr.files.target(args.state, "--state"):
+            raise ValueError(f"`--json` must be another file than `--state`. Received: {args.json}")
 
 
 def _write_json(args, content):

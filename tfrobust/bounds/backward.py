@@ -133,7 +133,7 @@ def _neurons(program, region, boxes, number, loose, mode, memory):
     shape = tf.shape(box.lower)
     size = tf.reduce_prod(shape[1:])
     loose = tf.reshape(loose, (shape[0], size))
-    most = tf.reduce_max(tf.reduce_sum(tf.cast(loose, tf.int32), -1))
+    most = tf.maximum(1, tf.reduce_max(tf.reduce_sum(tf.cast(loose, tf.int32), -1)))
     # The loose ones first, in their order.
     order = tf.argsort(tf.cast(loose, tf.int32), direction="DESCENDING", stable=True)[:, :most]
 

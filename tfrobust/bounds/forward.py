@@ -1,7 +1,7 @@
 """Symbolic intervals: linear functions of the image carried forward, for small nets.
 
 Every value is a centre plus a sum of generators, each times a number in [-1, 1]: one for each
-pixel (for an L2 or L1 ball they are in a ball together) and one for each bent neuron, whose result
+pixel (of an L2 or L1 ball their numbers are in the ball and in the box) and one for each bent neuron, whose result
 lies between two parallel lines. The bounds are those of full CROWN with parallel slopes (Fast-Lin),
 computed another way: tests compare the two.
 
@@ -63,7 +63,7 @@ def margins(program, region, y):
     y = losses.as_labels(y, program.classes)
     own = tf.gather(centre, y, batch_dims=1)[:, None]
     mine = tf.gather(generators, y, axis=2, batch_dims=1)[..., None]
-    return own - centre - _radius(mine - generators, pixels, region)
+    return _least(own - centre, mine - generators, pixels, region)
 
 
 def _start(region):
@@ -110,17 +110,23 @@ def _bent(rule, parts, boxes):
     return centre, tf.concat([generators, own], 1)
 
 
-def _radius(generators, pixels, region):
-    """Largest sum of generators `(batch, generators, ...)`."""
-    errors = tf.reduce_sum(tf.abs(generators[:, pixels:]), 1)
+def _least(centre, generators, pixels, region):
+    """The least value of centre + generators times what they may be multiplied by."""
     first = generators[:, :pixels]
+    errors = tf.reduce_sum(tf.abs(generators[:, pixels:]), 1)
     if region.norm is None:
-        return tf.reduce_sum(tf.abs(first), 1) + errors
+        return centre - tf.reduce_sum(tf.abs(first), 1) - errors
     order = (0, *range(2, first.shape.rank), 1)
-    return region.epsilon * DUALS[region.norm](tf.transpose(first, order)) + errors
+    ball = region.epsilon * DUALS[region.norm](tf.transpose(first, order))
+    shape = (-1, pixels, *[1] * (first.shape.rank - 2))
+    shift, reach = (
+        tf.reshape(v, shape) for v in (region.box.centre - region.image, region.box.radius)
+    )
+    box = tf.reduce_sum(first * shift - tf.abs(first) * reach, 1)
+    return centre + tf.maximum(-ball, box) - errors
 
 
 def _box(value, pixels, region):
     centre, generators = value
-    radius = _radius(generators, pixels, region)
-    return Box(centre - radius, centre + radius)
+    upper = -_least(-centre, -generators, pixels, region)
+    return Box(_least(centre, generators, pixels, region), upper)

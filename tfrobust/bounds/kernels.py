@@ -9,7 +9,6 @@ from keras import layers, ops
 from tfrobust.bounds.elementwise import fused
 from tfrobust.bounds.rule import Box, Rule, rule
 
-
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
 

@@ -68,7 +68,9 @@ class Program:
         )
         self.exact, scaled = set(), self.scaled()
         for number, (rule, sources) in enumerate(self.steps, 1):
-            if number in scaled or (isinstance(rule, Kernel) and rule.plain and sources[0] in scaled):
+            if number in scaled or (
+                isinstance(rule, Kernel) and rule.plain and sources[0] in scaled
+            ):
                 self.exact.add(number)
 
     def _backward(self):

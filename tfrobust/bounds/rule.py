@@ -274,9 +274,7 @@ class Product(Rule):
             slack = 1e-6 * (tf.abs(whole.lower) + tf.abs(whole.upper))
             fine = end >= sign * flat - slack
             zero = tf.zeros_like(flat)
-            best = [
-                tf.where(fine, a, b) for a, b in zip(best, (zero, zero, flat), strict=True)
-            ]
+            best = [tf.where(fine, a, b) for a, b in zip(best, (zero, zero, flat), strict=True)]
         return best
 
 

@@ -134,14 +134,14 @@ class Chunk:
     def _success(self, name, attack, part, rows, epsilon):
         """Which points are legal and wrong; others are replaced by the images in place."""
         radius = attack.threat.epsilon if epsilon is None else epsilon
-        legal = _legal(attack.threat, part, self.x[rows], radius)
-        if name in self.plan.attacks and not legal.all():
+        fine = legal(attack.threat, part, self.x[rows], radius)
+        if name in self.plan.attacks and not fine.all():
             counts = self.state.notes["illegal"]
-            counts[name] = counts.get(name, 0) + int((~legal).sum())
-        part[~legal] = self.x[rows][~legal]  # an illegal point may hold NaN
+            counts[name] = counts.get(name, 0) + int((~fine).sum())
+        part[~fine] = self.x[rows][~fine]  # an illegal point may hold NaN
         logits = self.plan.logits(part, self.number, self.start)
         margin = losses.margin(tf.constant(logits), tf.constant(self.y[rows])).numpy()
-        return legal & (margin > 0)
+        return fine & (margin > 0)
 
     def _tell(self, attack, place, runs, left, epsilon):
         records = self.state.records
@@ -174,7 +174,7 @@ def _length(attack):
     return runs * (getattr(attack, "steps", None) or getattr(attack, "iterations", 0) or 1)
 
 
-def _legal(threat, x_adv, x, radius):
+def legal(threat, x_adv, x, radius):
     """Rows inside the box and the ball; sums of float32 differences need some room."""
     axes = tuple(range(1, x.ndim))
     box = np.isfinite(x_adv).all(axes) & (x_adv >= 0).all(axes) & (x_adv <= 1).all(axes)

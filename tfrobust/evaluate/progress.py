@@ -14,10 +14,11 @@ class Progress:
         shown: Bool.
         total: Number of images or None if unknown.
         title: What is evaluated.
+        figure: What the second accuracy is called.
     """
 
-    def __init__(self, shown, total, title):
-        self._bar, self._total, self._written = None, total, None
+    def __init__(self, shown, total, title, figure="robust"):
+        self._bar, self._total, self._written, self._figure = None, total, None, figure
         if not shown:
             return
         import rich.console
@@ -69,7 +70,7 @@ class Progress:
         if clean is not None:
             parts.append(f"clean {100 * clean:.1f} %")
         if robust is not None:
-            parts.append(f"robust {100 * robust:.1f} %")
+            parts.append(f"{self._figure} {100 * robust:.1f} %")
         if self._bar is None:
             if time.perf_counter() - self._written >= PAUSE:
                 self._written = time.perf_counter()

@@ -147,7 +147,7 @@ class _Plan:
 
     def __call__(self, data, state, progress):
         if self.batch_size is None:
-            self.batch_size = _fitting(data, self.image_shape)
+            self.batch_size = fitting(data, self.image_shape)
         source = stream.chunks(
             data, self.batch_size, self.image_shape, self.classes, self.max_examples
         )
@@ -202,7 +202,7 @@ class _Plan:
         return logits
 
 
-def _fitting(data, shape):
+def fitting(data, shape):
     """Images that fill 64 MiB, at most 1,024."""
     if shape is None or None in shape:
         shape = np.shape(data[0])[1:] if isinstance(data, tuple) else (256, 256, 3)

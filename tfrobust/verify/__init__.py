@@ -11,7 +11,7 @@ sees only what is undecided so far. `exact` decides tiny networks completely.
 """
 
 from tfrobust.verify.certificate import STATUS, Certificate, CertifiedCurve, Stage
-from tfrobust.verify.certify import certify
-from tfrobust.verify.exact import exact
+from tfrobust.verify.complete import exact
+from tfrobust.verify.protocol import certify
 
 __all__ = ["STATUS", "Certificate", "CertifiedCurve", "Stage", "certify", "exact"]

@@ -7,12 +7,14 @@ is the true minimum of the margin, and an image where it is reached.
 
 import dataclasses
 import math
+import time
 
 import numpy as np
 import tensorflow as tf
 
 from tfrobust import contract
 from tfrobust.bounds import Box, Pointwise, Program
+from tfrobust.bounds.rows import pulled
 from tfrobust.threats import Linf
 
 BINARIES = 100
@@ -171,37 +173,21 @@ class Problem:
         self._ends.append((lower, upper))
 
     def _affine(self, rule, number, sources):
-        """value - J source = b, J from the call on the unit vectors."""
-        shapes = [self.program.shapes[s] for s in sources]
-        zeros = [np.zeros((1, *shape), np.float32) for shape in shapes]
-        bias = rule(*map(tf.constant, zeros)).numpy().astype(float).ravel()
-        blocks = []
-        for place, shape in enumerate(shapes):
-            size = math.prod(shape)
-            units = [np.repeat(z, size, 0) for z in zeros]
-            units[place] = np.eye(size, dtype=np.float32).reshape(size, *shape)
-            # In float64 the bias drops out of the difference without a trace.
-            block = rule(*map(tf.constant, units)).numpy().astype(float).reshape(size, -1)
-            blocks.append(self._linear(rule, units) if bias.any() else block)
-        for row in range(len(bias)):
+        """value - J source = b, J and b as a backward pass reads them."""
+        size = math.prod(self.program.shapes[number])
+        rows = tf.reshape(tf.eye(size), (1, size, *self.program.shapes[number]))
+        like = [tf.zeros((1, *self.program.shapes[s])) for s in sources]
+        parts, bias = pulled(rule, rows, like)
+        bias = bias.numpy().ravel()
+        blocks = [part.numpy().astype(float).reshape(size, -1) for part in parts]
+        for row in range(size):
             terms = [(self.start[number] + row, 1.0)]
             for source, block in zip(sources, blocks, strict=True):
                 terms += [
-                    (self.start[source] + int(i), -block[i, row])
-                    for i in np.flatnonzero(block[:, row])
+                    (self.start[source] + int(i), -block[row, i])
+                    for i in np.flatnonzero(block[row])
                 ]
             self._constrain(terms, bias[row], bias[row])
-
-    @staticmethod
-    def _linear(rule, units):
-        """J as the gradient of the call, which never meets the bias: rows are the unit vectors."""
-        place = next(i for i, u in enumerate(units) if u.any())
-        points = [tf.zeros_like(u[:1]) for u in units]
-        with tf.GradientTape() as tape:
-            tape.watch(points[place])
-            result = tf.reshape(rule(*points), [-1])
-        found = tape.jacobian(result, points[place], unconnected_gradients="zero")
-        return found.numpy().reshape(int(result.shape[0]), -1).T.astype(float)
 
     def _relu(self, number, source, lower, upper, low, high, gates):
         for place, (least, most) in enumerate(zip(lower, upper, strict=True)):
@@ -220,13 +206,11 @@ class Problem:
 
     def least(self, y, others, time_limit=60.0):
         """`Exact` of the margins z_y - z_k of all k in `others`."""
-        import time
-
         from scipy import optimize
 
         end, margin, best, solved = time.perf_counter() + time_limit, np.inf, None, True
         for k in others:
-            goal, constant = np.zeros(self.variables), 0.0
+            goal = np.zeros(self.variables)
             for label, sign in ((y, 1.0), (k, -1.0)):
                 if self.program.outputs > 1:
                     goal[self.start[self.program.output] + label] += sign
@@ -244,7 +228,7 @@ class Problem:
             )
             done = found.status == 0
             value = found.fun if done else found.mip_dual_bound
-            value = -np.inf if value is None else value + constant
+            value = -np.inf if value is None else value
             solved &= done
             if value < margin:
                 margin = value

@@ -1,0 +1,132 @@
+"""What certificates cost: intervals beside `predict`, CROWN-IBP by the number of classes, memory.
+
+    python -m bench.verify [--rounds 5] [--verify-images 256]
+
+Three sections. `certify` with interval bounds answers, bounds and compares: its floor is one
+`predict` of the same images. CROWN-IBP takes one row of coefficients for each class but one: its
+floor is the net with five classes. Memory is the peak of a process of its own that bounds the
+CIFAR-large network, less what the process held before: it must not grow with the images.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+
+import keras
+import numpy as np
+
+import tfrobust as tr
+from bench import timing
+
+BAR = 3.0
+CLASSES = (5, 10, 20, 40)
+ROOM = 1.15  # above (classes - 1) / 4
+THREAT = tr.threats.Linf(0.1)
+
+
+def sections(x, y, args):
+    """Two sections of `make bench`."""
+    x, y = x[: args.verify_images], y[: args.verify_images]
+    yield intervals(x, y, args.rounds)
+    yield relaxations(x[:64], args.rounds)
+
+
+def intervals(x, y, rounds):
+    net, floor = tr.models.lenet5_caffe(), "predict"
+    contenders = {
+        floor: lambda: net.predict(x, batch_size=256, verbose=0),
+        "certify, ibp": lambda: _quiet(
+            tr.verify.certify(net, (x, y), THREAT, "ibp", attacks=[], progress=False)
+        ),
+        "bounds.margins, ibp": lambda: _quiet(tr.bounds.margins(net, x, y, THREAT)),
+    }
+    times = timing.interleaved(contenders, rounds)
+    return {
+        "name": f"Interval certificates of {len(x)} images, LeNet-5-Caffe",
+        "floor": floor,
+        "rows": timing.rows(times, floor, {"certify, ibp": BAR}),
+        "absent": {},
+    }
+
+
+def relaxations(x, rounds):
+    contenders, bars = {}, {}
+    for classes in CLASSES:
+        net = tr.models.lenet5_caffe(classes=classes)
+        y = np.arange(len(x)) % classes
+        name = f"{classes} classes"
+        contenders[name] = lambda net=net, y=y: _quiet(
+            tr.bounds.margins(net, x, y, THREAT, method="crown-ibp")
+        )
+        bars[name] = ROOM * (classes - 1) / (CLASSES[0] - 1)
+    floor = f"{CLASSES[0]} classes"
+    bars.pop(floor)
+    return {
+        "name": f"CROWN-IBP of {len(x)} images, LeNet-5-Caffe, by the number of classes",
+        "floor": floor,
+        "rows": timing.rows(timing.interleaved(contenders, rounds), floor, bars),
+        "absent": {},
+    }
+
+
+def memory(images):
+    """Peak MiB that bounds of CIFAR-large take in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.verify", "--peak", str(images)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def peak(images):
+    """Bounds some images and prints by how many MiB the process's peak grew."""
+    net = tr.models.cifar_large()
+    x = np.random.default_rng(0).uniform(size=(images, 32, 32, 3)).astype("float32")
+    y = np.arange(images) % 10
+    net.predict(x[:16], verbose=0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tr.bounds.margins(net, x, y, tr.threats.Linf(2 / 255), method="crown-ibp")
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print((after - before) / 1024)
+
+
+def _quiet(_):
+    """Contenders return nothing: a float would be taken for their seconds."""
+
+
+def main():
+    from bench import run
+
+    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    cli.add_argument("--rounds", type=int, default=5)
+    options(cli)
+    cli.add_argument("--memory", type=int, nargs="*", default=[64, 256], help="images to bound")
+    cli.add_argument("--peak", type=int, help="(internal) bound so many images, print the peak")
+    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
+    args = cli.parse_args()
+    if args.peak:
+        return peak(args.peak)
+    if args.tiny:
+        args.rounds, args.verify_images, args.memory = 1, 32, []
+    keras.utils.set_random_seed(0)
+    x, y, source = run.images(args.verify_images)
+    print(source)
+    for part in sections(x, y, args):
+        print(part["name"], flush=True)
+        for row in part["rows"]:
+            bar = "" if row["bar"] is None else f", bar {row['bar']:.2f}"
+            print(f"  {row['name']}: {row['seconds']:.3f} s, ratio {row['ratio']:.3f}{bar}")
+    for images in args.memory:
+        print(f"CROWN-IBP of {images} images, CIFAR-large: {memory(images):.0f} MiB", flush=True)
+    return None
+
+
+def options(cli):
+    cli.add_argument("--verify-images", type=int, default=256, help="of interval certificates")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,455 @@
+"""Linear relaxations: by hand, against exact answers and each other, and mutants of their rules."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from tests import bank, bank_graphs
+from tests.bank_bounds import assert_contained, assert_margins_hold, mlp, model_of, relaxed
+from tests.test_bounds import GRAPHS, QUICK, by_hand
+from tfrobust import bounds, shrink
+from tfrobust.bounds import Program, Region, backward, elementwise, rows, rule
+from tfrobust.bounds.lines import Line
+from tfrobust.bounds.rule import Box, Extreme, Pointwise, Product
+from tfrobust.threats import L1, L2, Linf
+
+FEW = ["lenet", "residual_pre_activation"]
+SLOW = [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in GRAPHS]
+
+
+def region_of(x, epsilon, threat=Linf):
+    return Region.around(threat(0.0), tf.constant(x), epsilon)
+
+
+# --- by hand and against exact answers -----------------------------------------------------------
+
+
+def test_numbers_worked_by_hand():
+    """h = relu(x1 + 2 x2 - 1, x2 - x1), z = (h1 + h2, h2); x in [0.4, 0.6], y = 1.
+
+    z1 - z0 = -h1 = -(x1 + 2 x2 - 1) >= -0.8. And with z = (h2, 0), y = 0, the relaxation of h2 on
+    [-0.2, 0.2]: 0 from the slope 0, x2 - x1 >= -0.2 from the slope 1 and (x2 - x1) / 2 >= -0.1 from
+    the parallel.
+    """
+    net, x = by_hand()
+    program, region = Program(net), region_of(x, 0.1)
+    for method in ("zero", "adaptive", "parallel", "full zero", "symbolic"):
+        found = relaxed(program, region, [1], method)
+        np.testing.assert_allclose(found, [[-0.8, 0.0]], atol=1e-6)
+    first, bias, _, _ = net.get_weights()
+    net.set_weights([first, bias, np.array([[0.0, 0.0], [1.0, 0.0]]), np.zeros(2)])
+    for method, least in {"zero": 0.0, "adaptive": 0.0, "parallel": -0.1, "symbolic": -0.1}.items():
+        np.testing.assert_allclose(relaxed(program, region, [0], method)[0, 1], least, atol=1e-6)
+    net.set_weights([first, np.array([-1.0, 0.1]), np.array([[0.0, 0.0], [1.0, 0.0]]), np.zeros(2)])
+    found = relaxed(program, region, [0], "adaptive")  # on [-0.1, 0.3] the slope is 1
+    np.testing.assert_allclose(found[0, 1], -0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("threat", [Linf, L2, L1])
+def test_affine_models_are_exact(threat):
+    """row . x - epsilon |row|_q, or the box where it is tighter; chains of affine layers too."""
+    net, x, y = bank.linear()
+    inputs = keras.Input((8, 8, 1))
+    deep = layers.Flatten()(layers.Rescaling(2.0, -1.0)(inputs))
+    deep = keras.Model(inputs, layers.Dense(10)(layers.Dense(30)(deep)))
+    for model in (net, deep):
+        at = model(x).numpy().astype(float)
+        jacobian = []
+        for k in range(10):
+            point = tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(point)
+                logit = model(point)[:, k]
+            jacobian.append(tape.gradient(logit, point).numpy().reshape(6, -1))
+        jacobian = np.stack(jacobian, 1).astype(float)
+        slopes = jacobian[np.arange(6), y][:, None] - jacobian
+        margin = at[np.arange(6), y][:, None] - at
+        epsilon = {Linf: 0.05, L2: 0.4, L1: 2.0}[threat]
+        dual = {Linf: 1, L2: 2, L1: np.inf}[threat]
+        ball = margin - epsilon * np.linalg.norm(slopes, dual, axis=-1)
+        flat = x.reshape(6, -1)
+        low, high = np.clip(flat - epsilon, 0, 1), np.clip(flat + epsilon, 0, 1)
+        box = margin + np.minimum(
+            slopes * (low - flat)[:, None], slopes * (high - flat)[:, None]
+        ).sum(-1)
+        exact = np.maximum(box, ball)
+        program, region = Program(model), region_of(x, epsilon, threat)
+        for method in ("zero", "full adaptive"):
+            np.testing.assert_allclose(relaxed(program, region, y, method), exact, atol=2e-5)
+        exact[np.arange(6), y] = np.inf
+        found = bounds.margins(model, x, y, threat(epsilon), method="crown-ibp")
+        np.testing.assert_allclose(found, exact.min(-1), atol=2e-5)
+
+
+def test_where_every_relu_is_stable_relaxations_are_exact():
+    net, x, y = mlp(0)
+    net.layers[1].bias.assign(net.layers[1].bias + [9.0, -9.0] * 4)
+    net.layers[2].bias.assign(net.layers[2].bias + [99.0, -99.0] * 4)
+    program, region = Program(net), region_of(x, 0.05)
+    box = program.boxes(region, program.bent)
+    assert all(
+        (b.lower.numpy() * b.upper.numpy() > 0).all() for n, b in box.items() if n in program.bent
+    )
+    point = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(point)
+        logits = net(point)
+    jacobian = tape.batch_jacobian(logits, point).numpy()
+    slopes = jacobian[np.arange(6), y][:, None] - jacobian
+    centre = net(region.box.centre).numpy()
+    exact = centre[np.arange(6), y][:, None] - centre
+    exact -= (np.abs(slopes) * region.box.radius.numpy()[:, None]).sum(-1)
+    for method in ("zero", "adaptive", "parallel", "full zero", "full adaptive", "symbolic"):
+        np.testing.assert_allclose(relaxed(program, region, y, method), exact, atol=2e-4)
+    assert (relaxed(program, region, y, "ibp") <= exact + 2e-4).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "elu"])
+@pytest.mark.parametrize("threat", [Linf, L2, L1])
+def test_symbolic_intervals_are_fast_lin(threat, activation):
+    """Two implementations of one relaxation: forward with generators, backward with rows."""
+    net, x, y = mlp(len(activation), activation=activation)
+    program = Program(net)
+    for epsilon in (0.03, 0.3):
+        region = region_of(x, epsilon, threat)
+        symbolic = relaxed(program, region, y, "symbolic")
+        fast = relaxed(program, region, y, "full parallel")
+        np.testing.assert_allclose(symbolic, fast, atol=1e-5 * max(1, np.abs(fast).max()))
+
+
+def test_symbolic_intervals_of_every_kind_of_layer():
+    def net(x):
+        x = bank_graphs.normed(bank_graphs.conv(x, 3))
+        y = layers.Add()([bank_graphs.conv(x, 3), x])
+        x = layers.Concatenate()([layers.MaxPooling2D()(y), layers.AveragePooling2D()(x)])
+        return bank_graphs.head(layers.Multiply()([x, layers.Activation("sigmoid")(x)]))
+
+    assert_margins_hold(model_of(net), ["symbolic", "full parallel"])
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_order(seed):
+    """Slope 0 is nowhere looser than intervals; the best of all is not looser than any of them."""
+    net, x, y = mlp(seed, (4, 12, 12, 12, 3), ["relu", "tanh", "softplus", "relu6"][seed])
+    program = Program(net)
+    for epsilon in (0.0, 0.02, 0.1, 0.5):
+        region = region_of(x, epsilon)
+        ibp = relaxed(program, region, y, "ibp")
+        slack = 1e-5 * max(1.0, np.abs(ibp).max())
+        members = ["zero", "adaptive", "full zero", "full adaptive"]
+        found = {m: relaxed(program, region, y, m) for m in members}
+        assert (found["zero"] >= ibp - slack).all()
+        assert (found["full zero"] >= found["zero"] - slack).all()
+        best = bounds.class_margins(net, x, y, Linf(epsilon), method="crown")[0]
+        half = bounds.class_margins(net, x, y, Linf(epsilon), method="crown-ibp")[0]
+        for member, bound in found.items():
+            assert (best >= bound - slack).all() or not member.startswith("full")
+            assert (half >= bound - slack).all() or member.startswith("full")
+        assert (best >= ibp - slack).all() and (half >= ibp - slack).all()
+        if epsilon == 0:
+            logits = net(x).numpy()
+            for bound in [*found.values(), best, half]:
+                wanted = logits[np.arange(6), y][:, None] - logits
+                np.testing.assert_allclose(bound, wanted, atol=slack)
+
+
+# --- whole nets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_no_point_of_the_ball_is_below_its_bound(name):
+    """Every layer; slope 0 is never looser than intervals."""
+    net = GRAPHS[name]()
+    assert_margins_hold(net, ["zero", "adaptive"])
+    program, x = Program(net), bank.images(2, net.input_shape[1:])
+    for epsilon in (0.0, 0.03):
+        region, y = region_of(x, epsilon), np.arange(2) % program.classes
+        ibp, zero, adaptive = (relaxed(program, region, y, m) for m in ("ibp", "zero", "adaptive"))
+        slack = 2e-5 * max(1.0, np.abs(ibp).max())
+        assert (zero >= ibp - slack).all()
+        if epsilon == 0:
+            np.testing.assert_allclose(zero, ibp, atol=slack)
+            np.testing.assert_allclose(adaptive, ibp, atol=slack)
+
+
+@pytest.mark.parametrize("threat", [L2(0.3), L1(1.0)], ids=repr)
+@pytest.mark.parametrize("name", FEW)
+def test_other_balls_hold(name, threat):
+    assert_margins_hold(GRAPHS[name](), ["ibp", "zero", "adaptive"], threat)
+
+
+def test_the_ball_is_tighter_than_its_box():
+    net = bank.classifier()
+    x, y = bank.images(4), np.arange(4)
+    for threat, radius in ((L2, 0.3), (L1, 0.8)):
+        ball = bounds.margins(net, x, y, threat(radius), method="crown-ibp")
+        box = bounds.margins(net, x, y, Linf(radius), method="crown-ibp")
+        assert (ball > box).all()
+
+
+def _narrow(x):
+    x = bank_graphs.normed(bank_graphs.conv(x, 3, strides=2))
+    y = layers.Add()([layers.MaxPooling2D(2, strides=1, padding="same")(x), bank_graphs.conv(x, 3)])
+    return bank_graphs.head(layers.LeakyReLU()(bank_graphs.conv(y, 2, strides=2)))
+
+
+@pytest.mark.parametrize("mode", ["zero", "adaptive", "parallel"])
+def test_full_crown_holds_layer_by_layer(mode):
+    net = model_of(_narrow)
+    assert_contained(net, mode=mode, images=2)
+    assert_margins_hold(net, [f"full {mode}"], images=2)
+
+
+@pytest.mark.parametrize("memory", [1, 700, 2**20])
+def test_chunks_do_not_change_bounds(memory):
+    net = model_of(_narrow)
+    program, x, y = Program(net), bank.images(3, net.input_shape[1:]), np.arange(3)
+    region = region_of(x, 0.03)
+    boxes = backward.tightened(program, region, "adaptive", memory)
+    whole = backward.tightened(program, region, "adaptive")
+    for number, box in whole.items():
+        np.testing.assert_allclose(boxes[number], box, atol=1e-5)
+    np.testing.assert_allclose(
+        backward.margins(program, region, y, "adaptive", whole, memory),
+        backward.margins(program, region, y, "adaptive", whole),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", ["mask_before_norm_same", "flatten_rows", "signed_gates"])
+def test_a_masked_model_has_the_bounds_of_its_shrunk_twin(name):
+    net = GRAPHS[name]()
+    small = shrink.compact(net)
+    x = bank.images(2, net.input_shape[1:])
+    y = np.arange(2)
+    region = region_of(x, 0.02)
+    for method in ("zero", "adaptive"):
+        ours, theirs = (relaxed(Program(m), region, y, method) for m in (net, small))
+        slack = 1e-5 * max(1.0, np.abs(net(x, training=False)).max(), np.abs(ours).max())
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=slack)
+
+
+# --- invariants ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "symbolic"])
+def test_a_row_has_its_bounds_in_any_company(method):
+    net, x, y = mlp(3)
+    x = np.concatenate([x, 0.5 * x, 0 * x, 0 * x + 1])
+    y = np.tile(y, 4)
+    whole = bounds.margins(net, x, y, Linf(0.1), method=method)
+    for rows_ in (slice(3, 5), slice(0, 18)):
+        part = bounds.margins(net, x[rows_], y[rows_], Linf(0.1), method=method)
+        np.testing.assert_allclose(part, whole[rows_], atol=1e-5)
+
+
+def test_units_may_be_permuted_and_rescaled():
+    net, x, y = mlp(1, (2, 8, 8, 4))
+    w = net.get_weights()
+    program, region = Program(net), region_of(x, 0.05)
+    methods = ("zero", "adaptive", "full adaptive", "symbolic")
+    before = [relaxed(program, region, y, m) for m in methods]
+    order = np.random.default_rng(0).permutation(8)
+    w[2], w[3], w[4] = w[2][:, order] * 3.0, w[3][order] * 3.0, w[4][order] / 3.0
+    net.set_weights(w)
+    for method, old in zip(methods, before, strict=True):
+        np.testing.assert_allclose(relaxed(program, region, y, method), old, atol=1e-4)
+
+
+def test_a_single_logit_is_the_pair_of_zero_and_itself():
+    single, x, _ = mlp(0, (4, 8, 1))
+    pair = keras.Model(single.input, layers.Dense(2)(single.layers[-2].output))
+    kernel, bias = single.layers[-1].get_weights()
+    pair.layers[-1].set_weights([np.hstack([0 * kernel, kernel]), np.append(0 * bias, bias)])
+    region, y = region_of(x, 0.05), np.arange(6) % 2
+    for method in ("zero", "full adaptive", "symbolic"):
+        ours, theirs = (relaxed(Program(m), region, y, method) for m in (single, pair))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["zero", "adaptive"])
+def test_gradients_train(mode):
+    """Finite where boxes are points or units dead; elsewhere those of finite differences."""
+    net, x, y = mlp(5, (2, 4, 3))
+    program, kernel = Program(net), net.layers[1].kernel
+
+    def loss(epsilon):
+        region = Region.around(Linf(0.0), tf.constant(x), tf.constant(epsilon))
+        return tf.reduce_sum(backward.margins(program, region, y, mode))
+
+    start = net.get_weights()
+    for epsilon in (0.1, 0.0):
+        for shift in (0.0, -9.0):
+            net.layers[1].bias.assign(start[1] + shift)
+            with tf.GradientTape() as tape:
+                value = loss(epsilon)
+            gradient = tape.gradient(value, net.trainable_variables)
+            assert all(np.isfinite(g).all() for g in gradient)
+    net.set_weights(start)
+    with tf.GradientTape() as tape:
+        value = loss(0.05)
+    gradient = tape.gradient(value, kernel).numpy()
+    for i, j in np.ndindex(2, 4):
+        ends = []
+        for sign in (1, -1):
+            moved = start[0].copy()
+            moved[i, j] += sign * 2e-3
+            kernel.assign(moved)
+            ends.append(float(loss(0.05)))
+        np.testing.assert_allclose(gradient[i, j], (ends[0] - ends[1]) / 4e-3, rtol=0.05, atol=0.05)
+
+
+def test_robust_cross_entropy_is_above_that_of_every_point():
+    net, x, y = mlp(2)
+    program, epsilon = Program(net), 0.1
+    rng = np.random.default_rng(0)
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+    for method in ("ibp", "adaptive", "symbolic"):
+        robust = entropy(y, -relaxed(program, region_of(x, epsilon), y, method)).numpy()
+        for _ in range(20):
+            point = np.clip(x + epsilon * np.sign(rng.normal(size=x.shape)), 0, 1)
+            assert (robust >= entropy(y, net(point.astype("float32"))) - 1e-5).all()
+        robust = entropy(y, -relaxed(program, region_of(x, 0.0), y, method))
+        np.testing.assert_allclose(robust, entropy(y, net(x)), atol=1e-5)
+
+
+def test_epsilon_is_a_tensor_and_nothing_retraces(monkeypatch):
+    traces = []
+    original = backward.margins
+    monkeypatch.setattr(backward, "margins", lambda *a: traces.append(0) or original(*a))
+    net, x, y = mlp(0)
+    before = [bounds.margins(net, x, y, Linf(e), method="crown-ibp") for e in (0.0, 0.1, 0.3)]
+    assert len(traces) == 2  # one for each slope
+    assert (np.diff(before, axis=0) < 0).all()
+
+
+# --- single rules --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(elementwise.TURNS))
+def test_lines_lie_on_their_sides(name):
+    rng = np.random.default_rng(0)
+    low = rng.uniform(-4, 3, (1, 300)).astype("float32")
+    high = low + rng.choice([0, 1e-4, 1.0], (1, 300)) * rng.uniform(0, 3, (1, 300))
+    low[0, :3], high[0, :3] = [0, -1, -1], [1, 0, 1]
+    inputs = keras.Input((300,))
+    net = keras.Model(inputs, layers.Activation(name)(inputs))
+    (step, _), *_ = Program(net).steps
+    box = Box(tf.constant(low), tf.constant(high.astype("float32")))
+    grid = np.linspace(*box, 301)
+    values = np.asarray(step(tf.constant(grid)))
+    ends = step.interval(box)
+    for mode in ("zero", "adaptive", "parallel"):
+        below, above = step.lines(box, mode)
+        assert (below.slope * grid + below.offset <= values + 1e-5).all(), mode
+        assert (above.slope * grid + above.offset >= values - 1e-5).all(), mode
+        if mode == "parallel":
+            np.testing.assert_array_equal(below.slope, above.slope)
+        if mode == "zero":
+            assert ((below.slope * grid + below.offset).min(0) >= ends.lower - 1e-5).all()
+            assert ((above.slope * grid + above.offset).max(0) <= ends.upper + 1e-5).all()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.ReLU(max_value=1.0),
+        layers.ReLU(max_value=1.0, negative_slope=0.1, threshold=0.5),
+        layers.LeakyReLU(negative_slope=0.3),
+        layers.LeakyReLU(negative_slope=2.0),
+        layers.ELU(alpha=-0.5),
+        layers.PReLU(alpha_initializer=keras.initializers.RandomUniform(-2, 2, seed=0)),
+        layers.MaxPooling2D(3, strides=2, padding="same"),
+        layers.MaxPooling2D(2),
+        layers.GlobalMaxPooling2D(),
+        lambda x: layers.Maximum()([x, 1.0 - x, x[:, ::-1]]),
+        lambda x: layers.Minimum()([x, 0.3 * x]),
+        lambda x: keras.ops.min(keras.ops.maximum(x, 0.1), axis=1),
+        lambda x: layers.Multiply()([x, layers.GlobalAveragePooling2D(keepdims=True)(x)]),
+        lambda x: layers.Multiply()([x, x, 0.5 - x]),
+        lambda x: keras.ops.square(keras.ops.abs(x) - 1.0),
+        lambda x: keras.ops.clip(x, -0.3, 0.4),
+    ],
+)
+def test_bent_layers_hold(layer):
+    """Alone behind a mixing layer, where the relaxation is all that is between bound and truth."""
+
+    def net(x):
+        x = bank_graphs.conv(layers.Rescaling(4.0, -2.0)(x), 3)
+        x = layers.Rescaling(0.5)(layer(x))
+        return layers.Dense(3)(layers.Flatten()(x))
+
+    for epsilon in (0.003, 0.1):
+        assert_margins_hold(model_of(net), ["zero", "adaptive"], Linf(epsilon), count=60)
+
+
+# --- the tests above would notice ----------------------------------------------------------------
+
+
+def _every_part(x):
+    x = bank_graphs.normed(bank_graphs.conv(layers.Rescaling(4.0, -2.0)(x), 3))
+    x = layers.MaxPooling2D()(layers.Multiply()([bank_graphs.conv(x, 3), x]))
+    return bank_graphs.head(layers.Activation("tanh")(bank_graphs.conv(x, 3)))
+
+
+def _no_offset(line):
+    return Line(line.slope, tf.zeros_like(line.offset))
+
+
+_lines, _pulled, _back = Pointwise.lines, rows.pulled, Pointwise.back
+
+
+def _swapped(self, rows_, boxes, mode):
+    parts, offset = _back(self, -rows_, boxes, mode)
+    return ([-parts[0]], -offset) if not self.affine else _back(self, rows_, boxes, mode)
+
+
+def _greedy_pool(self, rows_, boxes, mode):
+    """As if the value with the greatest lower bound were the greatest for certain."""
+    parts, _ = _pulled(self, rows_, [b.lower for b in boxes], at=[b.lower for b in boxes])
+    return parts, 0.0
+
+
+MUTANTS = {
+    "upper line without its offset": (
+        Pointwise,
+        "lines",
+        lambda *a: (_lines(*a)[0], _no_offset(_lines(*a)[1])),
+    ),
+    "A+ and A- swapped": (Pointwise, "back", _swapped),
+    "no bias": (rule, "pulled", lambda *a, **k: (_pulled(*a, **k)[0], 0.0)),
+    "pool of one value": (Extreme, "back", _greedy_pool),
+    "product by one corner": (Product, "_plane", lambda s, b, c, w, m, sign: (
+        b[1].lower, b[0].lower, -b[0].lower * b[1].lower)),
+    "no radius": (Box, "radius", property(lambda box: 0.0 * box.lower)),
+    "centre forgotten": (Region, "least", lambda s, r: -rows.dot(tf.abs(r), s.box.radius)),
+}  # fmt: skip
+
+
+def test_the_net_for_mutants_holds():
+    assert_margins_hold(model_of(_every_part), ["zero", "adaptive"], count=1000)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_relaxation_is_noticed(mutant, monkeypatch):
+    owner, name, wrong = MUTANTS[mutant]
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(AssertionError):
+        assert_margins_hold(model_of(_every_part), ["zero", "adaptive"], count=1000)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_bad_input():
+    net, x, y = bank.linear()
+    with pytest.raises(ValueError, match="`method` must be one of ibp, crown-ibp"):
+        bounds.margins(net, x, y, Linf(0.1), method="crown_ibp")
+    wide = model_of(lambda x: bank_graphs.head(bank_graphs.normed(bank_graphs.conv(x, 64))))
+    with pytest.raises(ValueError, match="'symbolic' must get a small net"):
+        bounds.margins(wide, bank.images(2, (8, 8, 2)), [0, 1], Linf(0.1), method="symbolic")
