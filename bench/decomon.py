@@ -24,20 +24,17 @@ RADII = (0.01, 0.1)
 
 
 def nets():
-    """{name: functional model}: a dense one and a convolutional one."""
-    image = keras.Input((4,))
-    x = layers.Activation("relu")(layers.Dense(8)(image))
-    x = layers.Activation("relu")(layers.Dense(8)(x))
-    dense = keras.Model(image, layers.Dense(3)(x))
-    image = keras.Input((36,))  # decomon asks for flat images
-    x = layers.Conv2D(3, 3, strides=2, padding="valid")(layers.Reshape((6, 6, 1))(image))
-    x = layers.Activation("relu")(x)
-    x = layers.Activation("relu")(layers.Dense(6)(layers.Flatten()(x)))
-    conv = keras.Model(image, layers.Dense(3)(x))
+    """{name: functional model}: one deep, one wide (its convolutions need an older Keras)."""
+    made = {}
+    for name, widths in {"deep": (4, 8, 8, 8, 3), "wide": (12, 24, 5)}.items():
+        image = x = keras.Input(widths[:1])
+        for width in widths[1:-1]:
+            x = layers.Activation("relu")(layers.Dense(width)(x))
+        made[name] = keras.Model(image, layers.Dense(widths[-1])(x))
     rng = np.random.default_rng(0)
-    for net in (dense, conv):
+    for net in made.values():
         net.set_weights([rng.normal(size=w.shape) for w in net.get_weights()])
-    return {"dense": dense, "conv": conv}
+    return made
 
 
 def boxes(net, radius):

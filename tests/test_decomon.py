@@ -28,7 +28,7 @@ def logits(program, box, method):
     return ends
 
 
-@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["deep", "wide"])
 def test_bounds_are_those_of_decomon(name):
     net = decomon.nets()[name]
     program = Program(net)

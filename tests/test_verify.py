@@ -111,10 +111,9 @@ def test_milp_is_enumeration_and_bounds_stay_below_it(seed):
         np.testing.assert_allclose(reached, whole.margin, atol=1e-4)
         region = Region.around(threat, tf.constant(point))
         ibp = relaxed(Program(net), region, [label], "ibp")[0, others]
-        best, _ = bounds.class_margins(net, point, [label], threat, method="crown")
+        best = bounds.METHODS["crown"](Program(net), region, [label]).numpy()[0, others]
         slack = 1e-5 * max(1, np.abs(ibp).max())
-        assert (ibp <= best[0, others] + slack).all()
-        assert (best[0, others] <= wanted[others] + slack).all()
+        assert (ibp <= best + slack).all() and (best <= wanted[others] + slack).all()
         x_adv = attacks.PGD(threat, 20, loss="margin", restarts=2)(net, point, [label])
         assert -bank.margins(net, x_adv, [label])[0] >= whole.margin - 1e-5
 
@@ -131,7 +130,9 @@ def test_exact_knows_convolutions_and_joins():
     y = attacks.forward(net, x).argmax(-1)
     for point, label in zip(x, y, strict=True):
         found = exact(net, point, label, threat)
-        best = bounds.margins(net, point[None], [label], threat, method="crown")[0]
+        region = Region.around(threat, tf.constant(point[None]))
+        best = relaxed(Program(net), region, [label], "full adaptive")[0]
+        best = np.delete(best, label).min()
         reached = -bank.margins(net, found.x[None], [label])[0]
         assert best <= found.margin + 1e-5
         np.testing.assert_allclose(reached, found.margin, atol=1e-4)
@@ -153,8 +154,8 @@ def test_exact_decides_all_and_its_radius_grounds_attacks():
     assert not attacks.verdicts(net, attack(net, point, [label], epsilon=low), [label])[0]
     found = attacks.DeepFool(Linf(1.0)).minimum(net, point, np.array([label]))
     assert not found.fooled[0] or found.distance[0] >= low - 1e-4
-    best = bounds.certified(net, point, [label], Linf(high), method="crown")
-    assert not best[0]
+    region = Region.around(Linf(high), tf.constant(point))
+    assert np.delete(relaxed(Program(net), region, [label], "full zero")[0], label).min() <= 0
 
 
 def test_time_runs_out_without_a_wrong_answer():
@@ -167,6 +168,7 @@ def test_time_runs_out_without_a_wrong_answer():
 # --- against attacks -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.02), L2(0.15), L1(0.4)], ids=repr)
 def test_no_attack_of_the_bank_breaks_what_is_verified(threat):
     """And status, rates and records say the same: verified <= attacked <= clean, image by image."""
@@ -188,6 +190,7 @@ def test_no_attack_of_the_bank_breaks_what_is_verified(threat):
             assert not hit.any(), (bank.attack_id(attack), np.flatnonzero(hit), str(proof))
 
 
+@pytest.mark.slow
 def test_dearer_methods_verify_more_and_keep_what_cheaper_ones_did():
     net, x, _ = mlp(6, (4, 10, 10, 3))
     x = bank.images(24, (4,))
@@ -223,6 +226,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     net, x, y = bank.linear()
     x, y = np.tile(x, (4, 1, 1, 1)), np.tile(y, 4)
     options = {"eps_grid": [0.01, 0.05], "batch_size": 8, "state": tmp_path / "run.state"}
+    options["attacks"] = []
     wanted = certify(net, (x, y), Linf(0.03), "crown-ibp", **{**options, "state": None})
     calls, original = [], verify.protocol.class_margins
 
