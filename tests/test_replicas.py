@@ -96,6 +96,14 @@ def trades():
     return game
 
 
+def bayes():
+    """Weights are drawn once for all replicas, so their noise may stay on."""
+    weights = tr.layers.GaussianWeights(20, initial=0.2, beta=2.0)
+    game = tr.training.AdversarialTraining(bank.classifier(), STILL, mix=(1, 1), transform=weights)
+    game.compile(SGD(0.1, momentum=0.9))
+    return game
+
+
 def afd():
     game = tr.training.AFD(bank.classifier(), STILL, weight_decay=0.1, discriminator_decay=0.1)
     game.compile({g: SGD(0.1, momentum=0.9) for g in game.groups}, metrics=["accuracy"])
@@ -123,6 +131,7 @@ GAMES = {
     "ANP-VS": anp_vs,
     "TRADES": trades,
     "AFD": afd,
+    "AT BNN": bayes,
     "layer regularizer": regularized,
 }
 
