@@ -136,7 +136,7 @@ def anp(net=None, mask=tr.layers.VIBMask, **optimizers):
     # No sign in the attack, which would make a step of a rounding error.
     attack = tr.attacks.FGSM(tr.threats.L2(0.5))
     terms = [tr.regularizers.VulnerabilitySuppression(1.0)]
-    radius = keras.optimizers.schedules.CosineDecay(0.5, 9)
+    radius = keras.optimizers.schedules.CosineDecay(0.5, 40)
     game = tr.training.ANP(
         net, attack, train_size=EXAMPLES, regularizers=terms, epsilon=radius,
         kl_weights={tr.layers.masks(net)[0].name: 2.0},
@@ -159,7 +159,8 @@ def fit(game, epochs=2, first=0, **kwargs):
 def test_a_cut_game_makes_the_steps_of_the_whole_one():
     """With frozen gates nothing is random, a dead unit gets no gradient and gives none: the cut net
     ends where the survivors of the whole one end. Momenta and iteration, both schedules, V and its
-    units, and the order of the data all count. (Not Adam: it divides rounding errors by others.)"""
+    units, and the order of the data all count. (Not Adam, which divides rounding errors by others;
+    and kinks of |z - z'| make more of them too.)"""
     mask = tr.layers.BetaBernoulliMask
     net = shut(tr.models.digits_net(4, widths=(8, 8, 12), mask=opened(mask)))
     for gate in tr.layers.masks(net):
@@ -171,12 +172,18 @@ def test_a_cut_game_makes_the_steps_of_the_whole_one():
     survivors = {o.new.path: o for o in tr.shrink.trim(whole.classifier)[1]}
     assert cut.regularizers[0].units == [512, 512, 12] and int(cut.step.numpy()) == 6
     assert cut.classifier.get_layer("conv1").filters == 4
+    start, moved = {v.path: v.numpy() for v in cut.classifier.trainable_variables}, 0.0
     for game in (whole, cut):
         fit(game, 4, 2)
     for variable in cut.classifier.trainable_variables:
-        origin = survivors[variable.path]
+        origin, value = survivors[variable.path], variable.numpy()
         wanted = origin.take(origin.old.numpy())
-        np.testing.assert_allclose(variable.numpy(), wanted, rtol=0, atol=2e-5, err_msg=origin)
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=5e-5, err_msg=variable.path)
+        moved = max(moved, np.abs(value - start[variable.path]).max())
+    assert moved > 0.01
+    for name in ("regularization", "robust_accuracy"):
+        values = [game.history.history[name] for game in (whole, cut)]
+        np.testing.assert_allclose(*values, rtol=1e-3)
     assert_same_logits(whole.classifier, cut.classifier)
 
 
