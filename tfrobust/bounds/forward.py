@@ -2,8 +2,8 @@
 
 Every value is a centre plus a sum of generators, each times a number in [-1, 1]: one for each
 pixel (of an L2 or L1 ball their numbers are in the ball and in the box) and one for each bent
-neuron, whose result lies between two parallel lines. The bounds are those of full CROWN with parallel slopes (Fast-Lin),
-computed another way: tests compare the two.
+neuron, whose result lies between two parallel lines. The bounds are those of full CROWN with
+parallel slopes (Fast-Lin), computed another way: tests compare the two.
 
 Reference: Wang et al. (2018), Efficient formal safety analysis of neural networks (Neurify),
 https://arxiv.org/abs/1809.08098; Singh et al. (2018), DeepZ.
