@@ -340,6 +340,8 @@ def test_bad_arguments(options, match):
 
 
 def test_three_optimizers_or_none():
+    with pytest.raises(TypeError, match="`attack` must be a tr.attacks.Attack"):
+        tr.training.AFD(bank.net(), None)
     game = tr.training.AFD(bank.net(), bank.ATTACK)
     with pytest.raises(ValueError, match="a dict with one optimizer for each of the groups"):
         game.compile("adam")

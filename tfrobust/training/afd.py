@@ -356,6 +356,8 @@ def _plain(name, value):
 
 def _policy(attack, on_failure):
     """The attack with that policy, or as it is."""
+    if attack is None:  # which other games may go without
+        raise TypeError("`attack` must be a tr.attacks.Attack. Received: attack=None")
     if on_failure not in (None, "best_loss", "clean"):
         raise ValueError(
             "`on_failure` must be None, 'best_loss' or 'clean'. "
