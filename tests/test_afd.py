@@ -113,7 +113,7 @@ def settle(model, passes=40):
         ({}, 2, 4),
         ({"projection": False}, 1, 3),
         ({"n_hidden": 0}, 2, 2),
-        ({"n_hidden": 3, "width": 5}, 2, 5),
+        pytest.param({"n_hidden": 3, "width": 5}, 2, 5, marks=pytest.mark.slow),
     ],
     ids=["FC3-PD", "FC3", "FC1-PD", "three hidden"],
 )
@@ -161,6 +161,7 @@ def train(model, h, h_adv, steps):
     return float(loss), float(accuracy)
 
 
+@pytest.mark.slow
 def test_far_gaussians_are_told_apart_and_equal_ones_are_not():
     rng = np.random.default_rng(0)
     h, h_adv, held, held_adv = rng.normal(size=(4, 300, 8)).astype("float32")

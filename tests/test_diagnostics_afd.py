@@ -153,6 +153,7 @@ def test_visualised_image_of_a_linear_net():
 # The trace ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trace_is_the_mean_over_its_steps():
     game, trace, short = bank_afd.game(), D.DiscriminatorTrace(2), D.DiscriminatorTrace(3)
     logs = game.fit(

@@ -40,7 +40,7 @@ def test_tables_of_afd(folder, tmp_path):  # noqa: F811
     """Trained, judged, taken up again, and its areas measured."""
     flags = ("--data-dir", folder, "--work", tmp_path)
     out = run("afd_table1", *flags)
-    assert "AFD, seed 0" in out and "paper" in out
+    assert "AFD, seed 0" in out and "PGD - AutoAttack" in out
     saved = tmp_path / "smoke" / "saved_models" / "mnist_lenet_afd"
     card = json.loads((saved / "card.json").read_text())
     assert "--methods afd" in card["command"]
