@@ -1,5 +1,7 @@
 """Linear relaxations: by hand, against exact answers and each other, and mutants of their rules."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from tests import bank, bank_graphs
 from tests.bank_bounds import assert_contained, assert_margins_hold, mlp, model_of, relaxed
 from tests.test_bounds import GRAPHS, QUICK, by_hand
 from tfrobust import bounds, shrink
-from tfrobust.bounds import METHODS, Program, Region, backward, elementwise, rows, rule
+from tfrobust.bounds import METHODS, Program, Region, backward, elementwise, rows
 from tfrobust.bounds.lines import Line
 from tfrobust.bounds.rule import Box, Extreme, Pointwise, Product
 from tfrobust.threats import L1, L2, Linf
@@ -120,43 +122,64 @@ def test_symbolic_intervals_are_fast_lin(threat, activation):
 
 
 def test_symbolic_intervals_of_every_kind_of_layer():
+    """Bent branches side by side too, whose errors have nothing to do with each other."""
+
     def net(x):
-        x = bank_graphs.normed(bank_graphs.conv(x, 3))
-        y = layers.Add()([bank_graphs.conv(x, 3), x])
-        x = layers.Concatenate()([layers.MaxPooling2D()(y), layers.AveragePooling2D()(x)])
+        x = bank_graphs.normed(bank_graphs.conv(x, 2, strides=2))
+        y = layers.Add()(
+            [layers.Activation("tanh")(bank_graphs.conv(x, 2)), layers.ReLU()(0.5 - x)]
+        )
+        x = layers.Concatenate()([layers.MaxPooling2D(2)(y), layers.AveragePooling2D(2)(x)])
         return bank_graphs.head(layers.Multiply()([x, layers.Activation("sigmoid")(x)]))
 
-    assert_margins_hold(model_of(net), ["symbolic", "full parallel"])
+    model = model_of(net)
+    assert_margins_hold(model, ["symbolic", "full parallel"])
+    program, x = Program(model), bank.images(2, model.input_shape[1:])
+    found = [relaxed(program, region_of(x, 0.02), [0, 1], m) for m in ("symbolic", "ibp")]
+    assert (found[0] > found[1] - 1e-5).all()
+
+    def apart(x):  # relu(t) - relu(t), by layers of their own: not 0 for certain
+        a, b = (layers.Dense(1, "relu", kernel_initializer="ones")(x) for _ in range(2))
+        return layers.Dense(2)(layers.Subtract()([a, b]))
+
+    inputs = keras.Input((1,))
+    net = keras.Model(inputs, apart(2.0 * inputs - 1.0))
+    net.layers[-1].set_weights([np.array([[1.0, 0.0]]), np.zeros(2)])
+    region = region_of(np.full((1, 1), 0.5, "float32"), 0.5)
+    # Each lies in (t + 1) / 2 +- 1 / 4 for t in [-1, 1]: the difference is above -1 / 2 only.
+    np.testing.assert_allclose(
+        relaxed(Program(net), region, [0], "symbolic")[0, 1], -0.5, atol=1e-6
+    )
 
 
 # --- order ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_order(seed):
     """Slope 0 is nowhere looser than intervals; the best of all is not looser than any of them."""
-    net, x, y = mlp(seed, (4, 12, 12, 12, 3), ["relu", "tanh", "softplus", "relu6"][seed])
+    net, x, y = mlp(seed, (4, 8, 8, 3), ["relu", "tanh", "softplus", "relu6"][seed])
     program = Program(net)
-    for epsilon in (0.0, 0.02, 0.3):
+    for epsilon in (0.0, 0.2):
         region = region_of(x, epsilon)
-        ibp = relaxed(program, region, y, "ibp")
-        slack = 1e-5 * max(1.0, np.abs(ibp).max())
-        members = ["zero", "adaptive", "full zero", "full adaptive"]
-        found = {m: relaxed(program, region, y, m) for m in members}
-        assert (found["zero"] >= ibp - slack).all()
-        assert (found["full zero"] >= found["zero"] - slack).all()
-        best, half = (
-            METHODS[m](program, region, y)[:, :-1].numpy() for m in ("crown", "crown-ibp")
-        )
-        for member, bound in found.items():
+        members = ["ibp", "zero", "adaptive", "full zero", "full adaptive"]
+        single = {m: relaxed(program, region, y, m) for m in members}
+        both = [METHODS[name](program, region, y).numpy() for name in ("crown", "crown-ibp")]
+        slack, (best, half) = both[0][:, -1:], (found[:, :-1] for found in both)
+        assert (single["zero"] >= single["ibp"] - slack).all()
+        assert (single["full zero"] >= single["zero"] - slack).all()
+        for member, bound in single.items():
             assert (best >= bound - slack).all() or not member.startswith("full")
             assert (half >= bound - slack).all() or member.startswith("full")
-        assert (best >= ibp - slack).all() and (half >= ibp - slack).all()
+        assert (half >= single["ibp"] - slack).all()
+        assert (best >= single["ibp"] - slack).all()
         if epsilon == 0:
             logits = net(x).numpy()
-            for bound in [*found.values(), best, half]:
+            for bound in [*single.values(), best, half]:
                 wanted = logits[np.arange(6), y][:, None] - logits
-                np.testing.assert_allclose(bound, wanted, atol=slack)
+                assert (np.abs(bound - wanted) <= slack).all()
 
 
 # --- whole nets ----------------------------------------------------------------------------------
@@ -209,19 +232,17 @@ def test_full_crown_holds_layer_by_layer(mode):
     assert_margins_hold(net, [f"full {mode}"], images=2)
 
 
-@pytest.mark.parametrize("memory", [pytest.param(1, marks=pytest.mark.slow), 700])
-def test_chunks_do_not_change_bounds(memory):
-    net = model_of(_narrow)
-    program, x, y = Program(net), bank.images(3, net.input_shape[1:]), np.arange(3)
-    region = region_of(x, 0.03)
+def test_chunks_do_not_change_bounds():
+    net, x, y = mlp(0, (4, 12, 12, 5))
+    program, region, memory = Program(net), region_of(x, 0.1), 300  # 4 of 12 neurons at a time
     boxes = backward.tightened(program, region, "adaptive", memory)
     whole = backward.tightened(program, region, "adaptive")
     for number, box in whole.items():
-        np.testing.assert_allclose(boxes[number], box, atol=1e-5)
+        np.testing.assert_allclose(boxes[number], box, atol=1e-4)
     np.testing.assert_allclose(
-        backward.margins(program, region, y, "adaptive", whole, memory),
+        backward.margins(program, region, y, "adaptive", whole, 200),  # 2 of 4 classes
         backward.margins(program, region, y, "adaptive", whole),
-        atol=1e-5,
+        atol=1e-4,
     )
 
 
@@ -234,8 +255,9 @@ def test_a_masked_model_has_the_bounds_of_its_shrunk_twin(name):
     region = region_of(x, 0.02)
     for method in ("zero", "adaptive"):
         ours, theirs = (relaxed(Program(m), region, y, method) for m in (net, small))
-        slack = 1e-5 * max(1.0, np.abs(net(x, training=False)).max(), np.abs(ours).max())
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=slack)
+        # What float32 may round in bounds of this size, as certificates allow for it.
+        slack = METHODS["ibp"](Program(net), region, y).numpy()[:, -1:]
+        assert (np.abs(ours - theirs) <= slack).all(), np.abs(ours - theirs).max()
 
 
 # --- invariants ----------------------------------------------------------------------------------
@@ -243,8 +265,8 @@ def test_a_masked_model_has_the_bounds_of_its_shrunk_twin(name):
 
 def test_a_row_has_its_bounds_in_any_company():
     net, x, y = mlp(3)
-    x = np.concatenate([x, 0.5 * x, 0 * x, 0 * x + 1])
-    y, program = np.tile(y, 4), Program(net)
+    x = np.concatenate([x, 0 * x + 1])
+    y, program = np.tile(y, 2), Program(net)
     graph = bounds.margins(net, x, y, Linf(0.1), method="crown-ibp")
     part = bounds.margins(net, x[3:5], y[3:5], Linf(0.1), method="crown-ibp")
     np.testing.assert_allclose(part, graph[3:5], atol=1e-5)
@@ -328,10 +350,11 @@ def test_robust_cross_entropy_is_above_that_of_every_point():
     rng = np.random.default_rng(0)
     entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     for method in ("ibp", "adaptive", "symbolic"):
-        robust = entropy(y, -relaxed(program, region_of(x, epsilon), y, method)).numpy()
+        robust = np.asarray(entropy(y, -relaxed(program, region_of(x, epsilon), y, method)))
         for _ in range(20):
             point = np.clip(x + epsilon * np.sign(rng.normal(size=x.shape)), 0, 1)
-            assert (robust >= entropy(y, net(point.astype("float32"))) - 1e-5).all()
+            clean = np.asarray(entropy(y, net(point.astype("float32"))))
+            assert (robust >= clean - 1e-5).all()
         robust = entropy(y, -relaxed(program, region_of(x, 0.0), y, method))
         np.testing.assert_allclose(robust, entropy(y, net(x)), atol=1e-5)
 
@@ -359,11 +382,11 @@ def test_lines_lie_on_their_sides(name):
     net = keras.Model(inputs, layers.Activation(name)(inputs))
     (step, _), *_ = Program(net).steps
     box = Box(tf.constant(low), tf.constant(high.astype("float32")))
-    grid = np.linspace(*box, 301)
+    grid = np.linspace(*map(np.asarray, box), 301)
     values = np.asarray(step(tf.constant(grid)))
-    ends = step.interval(box)
+    ends = Box(*map(np.asarray, step.interval(box)))
     for mode in ("zero", "adaptive", "parallel"):
-        below, above = step.lines(box, mode)
+        below, above = (Line(*map(np.asarray, line)) for line in step.lines(box, mode))
         assert (below.slope * grid + below.offset <= values + 1e-5).all(), mode
         assert (above.slope * grid + above.offset >= values - 1e-5).all(), mode
         if mode == "parallel":
@@ -410,10 +433,28 @@ def test_bent_layers_hold(layer):
 # --- the tests above would notice ----------------------------------------------------------------
 
 
-def _every_part(x):
-    x = bank_graphs.normed(bank_graphs.conv(layers.Rescaling(4.0, -2.0)(x), 3))
-    x = layers.MaxPooling2D()(layers.Multiply()([bank_graphs.conv(x, 3), x]))
-    return bank_graphs.head(layers.Activation("tanh")(bank_graphs.conv(x, 3)))
+BENT = {
+    "relu": layers.ReLU(),
+    "tanh": layers.Activation("tanh"),
+    "pool": lambda x: layers.Flatten()(layers.MaxPooling1D(2)(layers.Reshape((4, 1))(x))),
+    "product": lambda x: layers.Multiply()([x[:, :2], x[:, 2:]]),
+}
+
+
+def assert_plain_nets_hold():
+    """One bent layer between two dense ones and two pixels: bounds that are nearly reached."""
+    for name, bent in BENT.items():
+        keras.utils.set_random_seed(len(name))
+        inputs = keras.Input((2,))
+        x = layers.Dense(4, kernel_initializer="random_normal")(
+            layers.Rescaling(40.0, -20.0)(inputs)
+        )
+        net = keras.Model(inputs, layers.Dense(2)(bent(x)))
+        net.set_weights(
+            [w + 0.3 * np.cos(np.arange(w.size)).reshape(w.shape) for w in net.get_weights()]
+        )
+        for epsilon in (0.02, 0.2):
+            assert_margins_hold(net, ["zero", "adaptive"], Linf(epsilon), images=8)
 
 
 def _no_offset(line):
@@ -441,7 +482,11 @@ MUTANTS = {
         lambda *a: (_lines(*a)[0], _no_offset(_lines(*a)[1])),
     ),
     "A+ and A- swapped": (Pointwise, "back", _swapped),
-    "no bias": (rule, "pulled", lambda *a, **k: (_pulled(*a, **k)[0], 0.0)),
+    "no bias": (
+        importlib.import_module("tfrobust.bounds.rule"),
+        "pulled",
+        lambda *a, **k: (_pulled(*a, **k)[0], 0.0),
+    ),
     "pool of one value": (Extreme, "back", _greedy_pool),
     "product by one corner": (Product, "_plane", lambda s, b, c, w, m, sign: (
         b[1].lower, b[0].lower, -b[0].lower * b[1].lower)),
@@ -450,8 +495,8 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def test_the_net_for_mutants_holds():
-    assert_margins_hold(model_of(_every_part), ["zero", "adaptive"], count=1000)
+def test_the_nets_for_mutants_hold():
+    assert_plain_nets_hold()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
@@ -459,7 +504,7 @@ def test_a_wrong_relaxation_is_noticed(mutant, monkeypatch):
     owner, name, wrong = MUTANTS[mutant]
     monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(AssertionError):
-        assert_margins_hold(model_of(_every_part), ["zero", "adaptive"], count=1000)
+        assert_plain_nets_hold()
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Symbolic intervals: linear functions of the image carried forward, for small nets.
 
 Every value is a centre plus a sum of generators, each times a number in [-1, 1]: one for each
-pixel (of an L2 or L1 ball their numbers are in the ball and in the box) and one for each bent
-neuron, whose result lies between two parallel lines. The bounds are those of full CROWN with
-parallel slopes (Fast-Lin), computed another way: tests compare the two.
+pixel (the numbers of an L2 or L1 ball are in the ball and in its box) and one for each bent neuron,
+whose result lies between two parallel lines. The bounds are those of full CROWN with parallel
+slopes (Fast-Lin), computed another way: tests compare the two.
 
-Reference: Wang et al. (2018), Efficient formal safety analysis of neural networks (Neurify),
-https://arxiv.org/abs/1809.08098; Singh et al. (2018), DeepZ.
+Reference: Wang et al. (2018), Efficient formal safety analysis of neural networks,
+https://arxiv.org/abs/1809.08098.
 """
 
 import math
@@ -42,7 +42,7 @@ def margins(program, region, y):
     """
     region = Region.of(region)
     values, pixels = _start(region)
-    boxes = {0: region.box}
+    boxes, total = {0: region.box}, pixels
     needed = program.needed([program.output])
     for number, (rule, sources) in enumerate(program.steps, 1):
         if number not in needed:
@@ -52,8 +52,9 @@ def margins(program, region, y):
         if rule.affine:
             values[number] = _affine(rule, parts)
         else:
-            found = _bent(rule, parts, [boxes[s] for s in sources])
-            values[number] = found
+            # Each bent step has numbers of its own, also where branches run side by side.
+            values[number] = _bent(rule, parts, [boxes[s] for s in sources], total)
+            total = values[number][1].shape[1]
         if number in program.bent:
             boxes[number] = boxes[number].meet(_box(values[number], pixels, region))
     centre, generators = values[program.output]
@@ -79,9 +80,9 @@ def _start(region):
     return {0: (centre, generators)}, pixels
 
 
-def _level(parts):
+def _level(parts, count=None):
     """Generators of several values, the shorter ones with zeros for neurons that came later."""
-    most = max(g.shape[1] for _, g in parts)
+    most = count or max(g.shape[1] for _, g in parts)
     return [
         tf.pad(g, [[0, 0], [0, most - g.shape[1]]] + [[0, 0]] * (g.shape.rank - 2))
         for _, g in parts
@@ -96,16 +97,15 @@ def _affine(rule, parts):
     return rule(*(c for c, _ in parts)), tf.reshape(moved, (-1, count, *moved.shape[1:]))
 
 
-def _bent(rule, parts, boxes):
+def _bent(rule, parts, boxes, count):
     slope, lower, upper = rule.parallel(*boxes)
     centre, error = 0.5 * (lower + upper), 0.5 * (upper - lower)
     shape, size = error.shape[1:], math.prod(error.shape[1:])
     own = tf.reshape(tf.linalg.diag(tf.reshape(error, (-1, size))), (-1, size, *shape))
-    count = max(g.shape[1] for _, g in parts)
     if slope is None:
         generators = tf.zeros((tf.shape(error)[0], count, *shape))
     else:
-        ((middle, generators),) = parts
+        ((middle, _),), (generators,) = parts, _level(parts, count)
         centre, generators = slope * middle + centre, slope[:, None] * generators
     return centre, tf.concat([generators, own], 1)
 
