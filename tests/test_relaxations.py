@@ -10,15 +10,15 @@ from keras import layers
 
 from tests import bank, bank_graphs
 from tests.bank_bounds import assert_contained, assert_margins_hold, mlp, model_of, relaxed
-from tests.test_bounds import GRAPHS, QUICK, by_hand
+from tests.test_bounds import GRAPHS, by_hand
 from tfrobust import bounds, shrink
 from tfrobust.bounds import METHODS, Program, Region, backward, elementwise, rows
 from tfrobust.bounds.lines import Line
 from tfrobust.bounds.rule import Box, Extreme, Pointwise, Product
 from tfrobust.threats import L1, L2, Linf
 
-FEW = ["lenet", "residual_pre_activation"]
-SLOW = [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in GRAPHS]
+FAST = ["mask_before_norm_same", "squeeze_and_excite"]
+SLOW = [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in GRAPHS]
 
 
 def region_of(x, epsilon, threat=Linf):
@@ -202,7 +202,7 @@ def test_no_point_of_the_ball_is_below_its_bound(name):
 
 
 @pytest.mark.parametrize("threat", [L2(0.3), L1(1.0)], ids=repr)
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ["lenet", pytest.param(FAST[1], marks=pytest.mark.slow)])
 def test_other_balls_hold(name, threat):
     assert_margins_hold(GRAPHS[name](), ["ibp", "zero", "adaptive"], threat)
 
@@ -267,9 +267,6 @@ def test_a_row_has_its_bounds_in_any_company():
     net, x, y = mlp(3)
     x = np.concatenate([x, 0 * x + 1])
     y, program = np.tile(y, 2), Program(net)
-    graph = bounds.margins(net, x, y, Linf(0.1), method="crown-ibp")
-    part = bounds.margins(net, x[3:5], y[3:5], Linf(0.1), method="crown-ibp")
-    np.testing.assert_allclose(part, graph[3:5], atol=1e-5)
     for method in ("adaptive", "full adaptive", "symbolic"):
         whole = relaxed(program, region_of(x, 0.1), y, method)
         part = relaxed(program, region_of(x[3:5], 0.1), y[3:5], method)
@@ -277,7 +274,7 @@ def test_a_row_has_its_bounds_in_any_company():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ibp", "symbolic", "crown"])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "symbolic", "crown"])
 def test_compiled_bounds_are_those_of_the_program(method):
     net, x, y = mlp(3)
     for threat in (Linf(0.1), L2(0.2)):
@@ -285,6 +282,8 @@ def test_compiled_bounds_are_those_of_the_program(method):
         region = Region.around(threat, tf.constant(x))
         wanted = METHODS[method](Program(net), region, y).numpy()
         np.testing.assert_allclose(found, wanted[:, :-1], atol=1e-4)
+        few = bounds.class_margins(net, x[2:4], y[2:4], threat, method=method)[0]
+        np.testing.assert_allclose(few, found[2:4], atol=1e-5)
         np.testing.assert_allclose(rounding, wanted[:, -1], rtol=1e-4)
 
 
@@ -385,15 +384,16 @@ def test_lines_lie_on_their_sides(name):
     grid = np.linspace(*map(np.asarray, box), 301)
     values = np.asarray(step(tf.constant(grid)))
     ends = Box(*map(np.asarray, step.interval(box)))
+    slack = 1e-5 * np.maximum(1.0, np.abs(values).max(0))
     for mode in ("zero", "adaptive", "parallel"):
         below, above = (Line(*map(np.asarray, line)) for line in step.lines(box, mode))
-        assert (below.slope * grid + below.offset <= values + 1e-5).all(), mode
-        assert (above.slope * grid + above.offset >= values - 1e-5).all(), mode
+        low, high = (line.slope * grid + line.offset for line in (below, above))
+        assert (low <= values + slack).all() and (high >= values - slack).all(), mode
         if mode == "parallel":
             np.testing.assert_array_equal(below.slope, above.slope)
         if mode == "zero":
-            assert ((below.slope * grid + below.offset).min(0) >= ends.lower - 1e-5).all()
-            assert ((above.slope * grid + above.offset).max(0) <= ends.upper + 1e-5).all()
+            assert (low.min(0) >= ends.lower - slack).all()
+            assert (high.max(0) <= ends.upper + slack).all()
 
 
 @pytest.mark.parametrize(
@@ -453,8 +453,8 @@ def assert_plain_nets_hold():
         net.set_weights(
             [w + 0.3 * np.cos(np.arange(w.size)).reshape(w.shape) for w in net.get_weights()]
         )
-        for epsilon in (0.02, 0.2):
-            assert_margins_hold(net, ["zero", "adaptive"], Linf(epsilon), images=8)
+        threat = Linf(0.2 if name == "pool" else 0.1)
+        assert_margins_hold(net, ["zero", "adaptive"], threat, images=8)
 
 
 def _no_offset(line):
@@ -488,8 +488,11 @@ MUTANTS = {
         lambda *a, **k: (_pulled(*a, **k)[0], 0.0),
     ),
     "pool of one value": (Extreme, "back", _greedy_pool),
-    "product by one corner": (Product, "_plane", lambda s, b, c, w, m, sign: (
-        b[1].lower, b[0].lower, -b[0].lower * b[1].lower)),
+    "product by one corner": (
+        Product,
+        "_plane",
+        lambda s, b, *_: (b[1].lower, b[0].lower, -b[0].lower * b[1].lower),
+    ),
     "no radius": (Box, "radius", property(lambda box: 0.0 * box.lower)),
     "centre forgotten": (Region, "least", lambda s, r: -rows.dot(tf.abs(r), s.box.radius)),
 }  # fmt: skip

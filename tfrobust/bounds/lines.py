@@ -18,6 +18,7 @@ computation of certified robustness for ReLU networks (Fast-Lin), https://arxiv.
 """
 
 import functools
+import math
 import typing
 
 import tensorflow as tf
@@ -54,7 +55,8 @@ def lines(function, slope, box, mode, bend, turns=()):
     lower, upper = box
     values = function(lower), function(upper)
     slopes = slope(lower), slope(upper)
-    convex, concave = upper <= bend, lower >= bend
+    # Where the slope jumps down at the bend itself, its box is of neither kind.
+    convex, concave = (upper < bend) | (bend == math.inf), lower >= bend
     sign = tf.where(convex, 1.0, -1.0)
     flipped = _of_convex(
         lambda x: sign * function(x),
@@ -93,12 +95,16 @@ def _of_convex(function, slope, box, values, slopes, mode, turns):
         return Line(chord, least - chord * meet), above
     if mode == "adaptive":
         point = 0.5 * (lower + upper)
+        steepness = slope(point)
     else:
         inner = [tf.minimum(tf.maximum(t, lower), upper) for t in turns]
         point = functools.reduce(
             lambda a, b: tf.where(function(b) < function(a), b, a), [lower, upper, *inner]
         )
-    steepness = slope(point)
+        # Level at a minimum inside, never falling from one at the lower end.
+        steepness = slope(point)
+        steepness = tf.where(point < upper, tf.maximum(steepness, 0.0), steepness)
+        steepness = tf.where(point > lower, tf.minimum(steepness, 0.0), steepness)
     return Line(steepness, function(point) - steepness * point), above
 
 

@@ -180,7 +180,8 @@ class Pointwise(Rule):
         return hull(ends)
 
     def slope(self, x):
-        """The derivative at x; at a kink any number between those of both sides."""
+        """The derivative at x; at a kink that of the left side, which is where 0 is taken to be."""
+        x = tf.where(x == 0.0, -1e-30, x)  # some gradients at 0 are of neither side
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = self(x)
@@ -255,27 +256,24 @@ class Product(Rule):
 
     def _plane(self, boxes, corners, whole, mode, sign):
         """Coefficients of both factors and the constant of a bound below (sign 1) or above."""
-        best = None
-        for x, y in corners:
-            one = tf.ones_like(whole.lower)
-            plane = (y * one, x * one, -(x * y))
-            centre = [box.centre for box in boxes]
-            value = plane[0] * centre[0] + plane[1] * centre[1] + plane[2]
-            reach = tf.abs(plane[0]) * boxes[0].radius + tf.abs(plane[1]) * boxes[1].radius
-            height = sign * value - (reach if mode == "zero" else 0.0)
-            if best is None:
-                best, top, end = plane, height, sign * value - reach
-            else:
-                better = height > top
-                best = [tf.where(better, a, b) for a, b in zip(plane, best, strict=True)]
-                end = tf.where(better, sign * value - reach, end)
-        if mode == "zero":  # no looser than the interval
-            flat = whole.lower if sign > 0 else whole.upper
-            slack = 1e-6 * (tf.abs(whole.lower) + tf.abs(whole.upper))
-            fine = end >= sign * flat - slack
-            zero = tf.zeros_like(flat)
-            best = [tf.where(fine, a, b) for a, b in zip(best, (zero, zero, flat), strict=True)]
-        return best
+        one = tf.ones_like(whole.lower)
+        planes = [(y * one, x * one, -(x * y)) for x, y in corners]
+        if mode != "zero":  # they meet in the centre: what lies between them
+            return [0.5 * (a + b) for a, b in zip(*planes, strict=True)]
+        slack = 1e-6 * (1.0 + tf.abs(whole.lower) + tf.abs(whole.upper))
+        ends = [sign * self._height(plane, boxes, sign) for plane in planes]
+        second = ends[1] > ends[0] + slack
+        best = [tf.where(second, b, a) for a, b in zip(*planes, strict=True)]
+        # No looser than the interval.
+        zero, flat = tf.zeros_like(whole.lower), whole.lower if sign > 0 else whole.upper
+        fine = tf.maximum(*ends) >= sign * flat - slack
+        return [tf.where(fine, a, b) for a, b in zip(best, (zero, zero, flat), strict=True)]
+
+    @staticmethod
+    def _height(plane, boxes, sign):
+        """The least (sign 1) or largest value of a plane on the boxes."""
+        parts = zip(plane[:2], boxes, strict=True)
+        return plane[2] + sum(a * b.centre - sign * tf.abs(a) * b.radius for a, b in parts)
 
 
 def hull(values):
