@@ -4,8 +4,9 @@ Each section compares contenders with a floor, made of the compiled gradients th
 by definition, in one interleaved run; the figure is the median over rounds of time / floor. Results
 go to bench/results.json with the machine they were measured on.
 
-Two sections say what the pruning callback adds to an epoch of `fit` (`bench/pruning.py`). The last
-ones compare whole evaluations with the fastest other library instead of a floor.
+Two sections say what the pruning callback adds to an epoch of `fit` (`bench/pruning.py`), two what
+it saves to cut dead units while ANP trains (`bench/shrinking.py`). The last ones compare whole
+evaluations with the fastest other library instead of a floor.
 
     python -m bench.run [--rounds 5] [--images 250] [--prune-images 10000] [--suite-images 1000]
 """
@@ -21,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfrobust as tr
-from bench import peers, pruning, speed, timing
+from bench import peers, pruning, shrinking, speed, timing
 
 HERE = pathlib.Path(__file__).parent
 EPSILON = 0.3
@@ -36,6 +37,7 @@ def main():
     cli.add_argument("--steps", type=int, default=40, help="of PGD")
     cli.add_argument("--train-images", type=int, default=2560, help="of one epoch of training")
     pruning.options(cli)
+    shrinking.options(cli)
     cli.add_argument(
         "--suite-images", type=int, default=1000, help="of AutoAttack (20 minutes), 0: without it"
     )
@@ -44,15 +46,16 @@ def main():
     args = cli.parse_args()
     if args.tiny:
         args.rounds, args.images, args.steps, args.train_images = 1, 32, 4, 256
-        args.suite_images, args.prune_images = 0, 256
+        args.suite_images, args.prune_images, args.anp_images = 0, 256, 256
     keras.utils.set_random_seed(0)
-    x, y, source = images(max(args.images, args.train_images, args.prune_images))
+    x, y, source = images(max(args.images, args.train_images, args.prune_images, args.anp_images))
     model, origin = robust_model(x, y)
     sections = [
         attack_section(model, x[: args.images], y[: args.images], args),
         training_section(x[: args.train_images], y[: args.train_images], args),
         anp_section(x[: args.train_images], y[: args.train_images], args),
         *pruning.sections(x, y, args),
+        *shrinking.sections(x, y, args),
         *speed.sections(model, x[: args.images], y[: args.images], args),
     ]
     result = {

@@ -15,7 +15,6 @@ import contextlib
 import os
 
 import keras
-import numpy as np
 
 from tfrobust import contract
 from tfrobust.data import Batches
@@ -269,9 +268,8 @@ def _revived(description):
 
 
 def _check_numbers(epochs, shrink_every, least):
-    for name, value in (("epochs", epochs), ("shrink_every", shrink_every)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
+    contract.whole("epochs", epochs, 1)
+    contract.whole("shrink_every", shrink_every, 1)
     if not contract.is_number(least) or not 0 <= least < 1:
         raise ValueError(f"`least` must lie in [0, 1). Received: least={least!r}")
 
