@@ -7,7 +7,7 @@ test renders them again and compares.
 import argparse
 
 import tfrobust as tr
-from recipes import results_mnist, results_pruning, results_sparsity
+from recipes import results_afd, results_mnist, results_pruning, results_sparsity
 from recipes.cells import ROOT
 
 
@@ -18,6 +18,7 @@ def pages(root=ROOT):
         "docs/results/mnist.md": results_mnist.page(root),
         "docs/results/pruning.md": results_pruning.page(root),
         **results_sparsity.pages(root),
+        **({"docs/results/afd.md": page} if (page := results_afd.page(root)) else {}),
         "README.md": results_mnist.with_table(readme, root),
     }
 

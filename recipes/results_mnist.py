@@ -1,6 +1,7 @@
 """docs/results/mnist.md and the results table of README.md, made from the cards."""
 
 import tfrobust as tr
+from recipes import results_anp_vs
 from recipes.cells import ROOT, interval, rate
 
 BEGIN, END = "<!-- results: made by `make results` from the cards -->", "<!-- end of results -->"
@@ -76,7 +77,8 @@ def page(root=ROOT):
             value = entry["families"][family]
             cells.append("not run" if value is None else interval(value))
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += ["", "## AutoAttack, member by member", "", *members(found)]
+    lines += ["", *results_anp_vs.section("mnist", root)]
+    lines += ["## AutoAttack, member by member", "", *members(found)]
     lines += [
         "",
         "## Size and cost",

@@ -1,0 +1,29 @@
+"""Table 3 of ANP-VS: what masks and vulnerability suppression do alone and together.
+
+Paper: Madaan et al., 2020 (arXiv 1908.04355), Table 3: AT, AT-VS, ANP and ANP-VS, clean, attacked
+and V. `--grid` are values of lambda for AT-VS and ANP-VS; V is a mean over units here, so that a
+lambda of 1 is small. Cards are those of anp_vs_table1; what is there is not done again.
+Command: python -m recipes.anp_vs_table3 --data mnist --grid 1 10
+"""
+
+from recipes import anp_vs_table1 as table1
+from recipes import mnist
+
+
+def main():
+    options = table1.options()
+    options["rows"]["default"] = ["at", "anp_bbd"]
+    options["grid"] = {"type": float, "nargs": "+", "default": [1.0, 10.0], "help": "lambdas"}
+    args = mnist.arguments(__doc__, epochs=10, **options)
+    data = table1.prepared(args)
+    for seed in args.seeds:
+        for row in args.rows:
+            table1.one(row, seed, args, data)
+        for value in args.grid:
+            variant = {} if value == options["suppress"]["default"] else {"suppress": value}
+            for row in ("at_vs", "anp_vs_bbd"):
+                table1.one(row, seed, args, data, **variant)
+
+
+if __name__ == "__main__":
+    main()
