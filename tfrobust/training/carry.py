@@ -119,12 +119,14 @@ def _for(regularizer, full, classifier):
     if not isinstance(regularizer, regularizers.VulnerabilitySuppression):
         return regularizer
     names = regularizer.features or regularizers.feature_layers(full)
+    kept = {layer.name: layer for layer in classifier.layers}
+    left = [place for place, name in enumerate(names) if name in kept]
+    before = [full.get_layer(name).output.shape[1:] for name in names]
+    if before == [kept[name].output.shape[1:] for name in names if name in kept]:
+        return regularizer
     counts = regularizer.units
     if counts is None and regularizer.reduction == "mean":
-        shapes = [full.get_layer(name).output.shape[1:] for name in names]
-        counts = None if any(None in s for s in shapes) else [int(np.prod(s)) for s in shapes]
-    kept = {layer.name for layer in classifier.layers}
-    left = [place for place, name in enumerate(names) if name in kept]
+        counts = None if any(None in s for s in before) else [int(np.prod(s)) for s in before]
     return regularizers.VulnerabilitySuppression(
         regularizer.weight,
         regularizer.reduction,
