@@ -140,12 +140,12 @@ def test_exact_knows_convolutions_and_joins():
 
 def test_exact_decides_all_and_its_radius_grounds_attacks():
     """Just below the exact radius, by bisection, no attack succeeds; above it the witness does."""
-    net, x, _ = mlp(4, (3, 6, 6, 3))
+    net, x, _ = mlp(0, (3, 6, 6, 3))
     y = attacks.forward(net, x).argmax(-1)
     proof = certify(net, (x, y), Linf(0.3), ["ibp", "exact"])
     assert proof.undecided == 0 and 0 < proof.verified.count < 6
-    point, label = x[:1], int(y[0])
-    low, high = 0.0, 1.0
+    point, label = x[5:], int(y[5])
+    low, high = 0.0, 0.3
     for _ in range(12):
         middle = 0.5 * (low + high)
         safe = exact(net, point[0], label, Linf(middle)).margin > 0
