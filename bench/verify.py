@@ -103,7 +103,7 @@ def main():
     cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_argument("--rounds", type=int, default=5)
     options(cli)
-    cli.add_argument("--memory", type=int, nargs="*", default=[64, 256], help="images to bound")
+    cli.add_argument("--memory", type=int, nargs="*", default=[64, 128], help="images to bound")
     cli.add_argument("--peak", type=int, help="(internal) bound so many images, print the peak")
     cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
     args = cli.parse_args()

@@ -23,7 +23,7 @@ from tfrobust import losses
 from tfrobust.bounds.region import Region
 from tfrobust.bounds.rule import Box
 
-MEMORY = 2**25  # floats that the coefficients of one layer may take: 128 MiB
+MEMORY = 2**24  # floats that the coefficients of one layer may take: 64 MiB
 
 
 def pull(program, boxes, rows, number, mode):

@@ -16,7 +16,7 @@ from tfrobust import losses
 from tfrobust.bounds import backward, forward
 from tfrobust.bounds.program import worst
 
-FLOATS = 2**26  # what the coefficients of a batch may take in the widest layer, 256 MiB
+FLOATS = 2**24  # what the coefficients of a batch may take in the widest layer, 64 MiB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ def certify(
             up again.
         progress: Show a live line on a terminal, else write a line to stderr every minute.
         batch_size: Images per chunk, default as many as fit 64 MiB, at most 1,024. Memory is
-            bounded whatever it is: coefficients of one layer take 128 MiB at most, or those of one
+            bounded whatever it is: coefficients of one layer take 64 MiB at most, or those of one
             function of 16 images where these are more.
         max_examples: Use the first images only.
         time_limit: Seconds that "exact" may spend on one image.
