@@ -88,15 +88,20 @@ def classifier(classes=4, shape=(8, 8, 1), mask=None, seed=0):
     return models.digits_net(classes=classes, input_shape=shape, widths=(4, 6, 8), mask=mask)
 
 
-def linear(scale=1.0):
-    """LIN10(s): ten classes on 8 x 8 images, with known minimal distances."""
+def rescale(net, scale, shift=0.0):
+    """Makes a LIN10 that of another scale, its logits shifted; its graphs go on to serve."""
     i, k = np.arange(1, 65)[:, None], np.arange(1, 11)[None, :]
     weights = scale * np.cos(0.37 * i * k + 0.2 * k) / 8
+    net.get_layer("logits").set_weights([weights, scale * 0.02 * np.arange(10) + shift])
+
+
+def linear(scale=1.0):
+    """LIN10(s): ten classes on 8 x 8 images, with known minimal distances."""
     net = keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, name="logits")]
     )
     net = keras.Model(net.inputs, net.outputs)
-    net.get_layer("logits").set_weights([weights, scale * 0.02 * np.arange(10)])
+    rescale(net, scale)
     x = 0.5 + 0.5 * np.sin(0.7 * np.arange(1, 65)[None, :] + 1.1 * np.arange(6)[:, None])
     return net, x.reshape(6, 8, 8, 1).astype("float32"), np.array([9, 9, 1, 1, 1, 9])
 
@@ -140,6 +145,11 @@ def fooled_at(attack, net, x, y, radii):
         x_adv = attack(net, x[n : n + 1], y[n : n + 1], index=[n], epsilon=float(radius))
         hits += int(attacks.verdicts(net, x_adv, y[n : n + 1])[0])
     return hits
+
+
+def tolerance(epsilon):
+    """What a distance may be at most in float32."""
+    return epsilon * (1 + 1e-6) + 1e-7
 
 
 def margins(net, x, y):

@@ -2,7 +2,6 @@
 
 import functools
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,23 +20,6 @@ def model(classes):
     return bank.classifier(classes)
 
 
-@functools.cache
-def straight():
-    return bank.linear(1.0)
-
-
-def linear(scale, shift=0.0):
-    """`bank.linear`, its logits shifted: one net, so that each attack needs one graph of it."""
-    net, x, y = straight()
-    weights, bias = bank.linear(scale)[0].get_layer("logits").get_weights()
-    net.get_layer("logits").set_weights([weights, bias + shift])
-    return net, x, y
-
-
-def tolerance(epsilon):
-    return epsilon * (1 + 1e-6) + 1e-7
-
-
 def labelled(net, count, seed, wrong=3):
     """Images with the model's own labels, but every `wrong`-th another one."""
     x = bank.images(count, seed=seed)
@@ -48,31 +30,33 @@ def labelled(net, count, seed, wrong=3):
 
 
 def honest(attack, classes, count, share, data_seed):
-    """What was found, after a look at all that it says of itself; and the images and labels."""
+    """(net, x, y, epsilon, x_adv), after a look at all that a result says of itself."""
     net, epsilon = model(classes), share * attack.threat.epsilon
     x, y = labelled(net, count, data_seed)
     found = attack.result(net, x, y, epsilon=epsilon)
     x_adv, distance = found.x_adv, attack.threat.distance(found.x_adv, x).numpy()
     assert x_adv.dtype == np.float32 and x_adv.shape == x.shape and np.isfinite(x_adv).all()
-    assert x_adv.min() >= 0 and x_adv.max() <= 1 and distance.max() <= tolerance(epsilon)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1 and distance.max() <= bank.tolerance(epsilon)
     margin = losses.margin(net(x_adv, training=False), y).numpy()
     np.testing.assert_array_equal(found.fooled, margin > 0)
     np.testing.assert_array_equal(found.distance[found.fooled], distance[found.fooled])
     assert np.isinf(found.distance[~found.fooled]).all()
-    np.testing.assert_array_equal(attack(net, x, y, epsilon=epsilon), x_adv)
+    return net, x, y, epsilon, x_adv
 
 
 @every_attack
 @few
 @given(count=st.integers(1, 16), share=st.floats(0.0, 1.0), data_seed=st.integers(0, 99))
 def test_legal_honest_and_repeatable(attack, count, share, data_seed):
-    honest(attack, 4, count, share, data_seed)  # the linear nets below have ten classes
+    # Two classes are next, the linear nets below have ten.
+    net, x, y, epsilon, x_adv = honest(attack, 4, count, share, data_seed)
+    np.testing.assert_array_equal(attack(net, x, y, epsilon=epsilon), x_adv)
 
 
 @pytest.mark.parametrize(
     "attack", [a for a in bank.ATTACKS if bank.fitting(a, 2)], ids=bank.attack_id
 )
-def test_legal_honest_and_repeatable_between_two_classes(attack):
+def test_legal_and_honest_between_two_classes(attack):
     with bank.eagerly():
         honest(attack, 2, 7, 0.8, 0)
 
@@ -121,54 +105,6 @@ def test_a_larger_ball_breaks_no_less(attack):
     assert broken[0] <= broken[1] + slack and broken[1] <= broken[2] + slack
 
 
-@every_attack
-def test_scores_that_are_shifted_change_nothing(attack):
-    """Adding one number to all logits leaves every loss, margin and probability as it was."""
-    near = 1.5 * np.median(bank.LINEAR_DISTANCE[attack.threat.norm])
-    one, two = (attack.result(*linear(30.0, s), epsilon=near).fooled for s in (0.0, 2.0))
-    assert np.abs(one.astype(int) - two.astype(int)).sum() <= 1
-
-
-@every_attack
-@pytest.mark.parametrize("shape", [(6, 10, 3), (5,)], ids=str)
-def test_shapes(attack, shape):
-    inputs = keras.Input(shape)
-    keras.utils.set_random_seed(0)
-    outputs = keras.layers.Dense(4)(keras.layers.Flatten()(inputs))
-    net = keras.Model(inputs, outputs)
-    x = bank.images(1, shape=shape)
-    y = attacks.forward(net, x).argmax(-1)
-    try:
-        with bank.eagerly():
-            x_adv = attack(net, x, y)
-    except ValueError as error:
-        assert "shape" in str(error) and "\n" not in str(error)  # refused with a reason
-        return
-    assert x_adv.shape == x.shape and np.isfinite(x_adv).all()
-    assert attack.threat.distance(x_adv, x).numpy().max() <= tolerance(attack.threat.epsilon)
-
-
-@every_attack
-def test_exact_on_linear_models_within_98_percent(attack):
-    """Nothing can succeed closer than the exact distance."""
-    for scale in (1.0, 30.0):
-        net, x, y = linear(scale)
-        radii = 0.98 * bank.LINEAR_DISTANCE[attack.threat.norm]
-        assert bank.fooled_at(attack, net, x, y, radii) == 0
-
-
-@every_attack
-def test_curved_model_within_98_percent(attack):
-    net, x, y = bank.curve()
-    try:
-        attack.checked(net, x, y)
-        fooled = bank.fooled_at(attack, net, x, y, 0.98 * bank.CURVE_DISTANCE[attack.threat.norm])
-    except ValueError as error:
-        assert "shape" in str(error)
-        return
-    assert fooled == 0
-
-
 def test_iterated_attacks_are_stronger_than_one_step():
     net = model(10)
     x, y = labelled(net, 100, 4, wrong=200)
@@ -208,13 +144,6 @@ def test_random_step_of_nothing_is_fgsm_and_of_everything_is_noise():
     np.testing.assert_allclose(np.abs(noise - x), 0.05, atol=1e-6)
 
 
-def test_momentum_direction_does_not_see_the_scale_of_gradients():
-    net, x, y = bank.linear(1.0)
-    big = lambda z: 8.0 * net(z, training=False)  # noqa: E731
-    attack = attacks.MIM(threats.Linf(0.3), loss="margin", last_iterate=True)
-    np.testing.assert_allclose(attack(net, x, y), attack(big, x, y), atol=1e-6)
-
-
 def test_more_steps_and_restarts_keep_every_success():
     net = model(10)
     x, y = labelled(net, 64, 8)
@@ -231,16 +160,6 @@ def test_more_steps_and_restarts_keep_every_success():
             kind(*budget).result(net, x, y).fooled for budget in ((3, 1), (9, 1), (3, 3))
         )
         assert (long >= short).all() and (often >= short).all()
-
-
-def test_autopgd_of_l1_finds_the_boundary_of_linear_models():
-    for scale in (1.0, 30.0):
-        net, x, y = bank.linear(scale)
-        exact = bank.LINEAR_DISTANCE["l1"]
-        attack = attacks.APGD(
-            threats.L1(1.0), loss="dlr_targeted", targets=9, restarts=2, large_radius=True
-        )
-        assert bank.fooled_at(attack, net, x, y, 1.05 * exact) == 6
 
 
 def test_compaction_and_padding_leave_rows_alone():

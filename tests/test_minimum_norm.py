@@ -54,9 +54,8 @@ def straight():
 
 def linear(scale):
     """`bank.linear`: one net, so that attacks of either scale share a graph."""
-    net, x, y = straight()
-    net.set_weights(bank.linear(scale)[0].get_weights())
-    return net, x, y
+    bank.rescale(straight()[0], scale)
+    return straight()
 
 
 MODELS = {"linear": lambda: linear(1.0), "steep": lambda: linear(30.0), "curve": curve}
@@ -311,7 +310,7 @@ def pairs():
             yield pytest.param(attack, classes, shape, marks=marks, id=name)
 
 
-@pytest.mark.parametrize(("attack", "classes", "shape"), pairs())
+@pytest.mark.parametrize(("attack", "classes", "shape"), [*pairs()])
 def test_classes_and_shapes(attack, classes, shape):
     keras.utils.set_random_seed(classes)
     hidden = keras.layers.Flatten()(inputs := keras.Input(shape))
