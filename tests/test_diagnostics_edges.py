@@ -235,7 +235,7 @@ BAD = {
     "product, branch": (lambda: PRODUCT(branching()), ValueError, "a branch at Add"),
     "product, scaled": (lambda: PRODUCT(scaled()), ValueError, "Received: Multiply"),
     "product, unbuilt": (lambda: PRODUCT(keras.Sequential([Dense(2)])), ValueError, "input shape"),
-    "product, norm": (lambda: PRODUCT(mlp(0), ["l2"]), ValueError, "`norm` must be one of"),
+    "product, norm": (lambda: PRODUCT(mlp(0), ["l2"]), TypeError, "`norm` must be one of"),
     "product, None": (lambda: PRODUCT(None), TypeError, "`model` must be"),
     "exact, shared": (lambda: exact(shared()), ValueError, "Layer 'twice' is used more"),
     "exact, scaled": (lambda: exact(scaled()), ValueError, "`model` must be linear"),
