@@ -209,7 +209,7 @@ def page(root=ROOT):
         "",
         "Made by `make results` from the cards in `saved_models/*_pruned_*`; each names the",
         "command that makes it (`python -m recipes.robust_pruning`). A robust net is pruned up a",
-        "ladder of 2.5 % of its weights (or filters), with fine-tuning in between (Sehwag et al., 2019):",
+        "ladder of 2.5 % of its weights or filters, with fine-tuning between (Sehwag et al., 2019):",
         "**None** (no fine-tuning), **Nat** (cross-entropy on clean images), **Robust** (the",
         "adversarial training that made the start). At the ratios of the tables the net is",
         "fine-tuned once more at a falling learning rate. Cells: clean accuracy on all test images",
