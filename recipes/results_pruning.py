@@ -169,24 +169,32 @@ def duel(data, root=ROOT):
     return (lines, gaps) if ratios else ([], {})
 
 
+def curves_of(data, kind, root=ROOT):
+    """{mode: rows of the ladder} of the runs with seed 0."""
+    curves = {}
+    for mode in MODES:
+        found = cards(data, kind, mode, root).get(0)
+        if found and (found[0] / "curve.json").exists():
+            curves[mode] = json.loads((found[0] / "curve.json").read_text())
+    return curves
+
+
 def plot(data, root=ROOT):
     """SVG text of the curves: attacked (solid) and clean (dashed) accuracy against the ratio."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    curves = {kind: curves_of(data, kind, root) for kind in KINDS}
+    kinds = [kind for kind in KINDS if curves[kind]] or list(KINDS)
     settings = {"svg.hashsalt": "tfrobust", "svg.fonttype": "none", "font.size": 9}
     with rc_context(settings):
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        for axis, kind in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
-            for mode, title in MODES.items():
-                found = cards(data, kind, mode, root).get(0)
-                path = found and found[0] / "curve.json"
-                if not path or not path.exists():
-                    continue
-                rows = json.loads(path.read_text())
+        figure = Figure(figsize=(4 * len(kinds) + 1, 3.2), layout="constrained")
+        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for axis, kind in zip(axes, kinds, strict=True):
+            for mode, rows in curves[kind].items():
                 x = [100 * row["ratio"] for row in rows]
                 for key, style in (("attacked", "-"), ("clean", "--")):
-                    label = title if key == "attacked" else None
+                    label = MODES[mode] if key == "attacked" else None
                     y = [100 * row[key] for row in rows]
                     axis.plot(x, y, style, color=INKS[mode], label=label, linewidth=1.5)
             axis.set_title(KINDS[kind])
@@ -196,7 +204,10 @@ def plot(data, root=ROOT):
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
         figure.axes[0].set_ylabel("accuracy, %: attacked (line), clean (dashes)")
-        figure.axes[0].legend(title="fine-tuning", frameon=False, loc="lower left")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, title="fine-tuning", frameon=False, loc="outside right center"
+        )
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
@@ -209,7 +220,7 @@ def page(root=ROOT):
         "",
         "Made by `make results` from the cards in `saved_models/*_pruned_*`; each names the",
         "command that makes it (`python -m recipes.robust_pruning`). A robust net is pruned up a",
-        "ladder of 2.5 % of its weights or filters, with fine-tuning between (Sehwag et al., 2019):",
+        "ladder of 2.5 % of its weights or filters, fine-tuned in between (Sehwag et al., 2019):",
         "**None** (no fine-tuning), **Nat** (cross-entropy on clean images), **Robust** (the",
         "adversarial training that made the start). At the ratios of the tables the net is",
         "fine-tuned once more at a falling learning rate. Cells: clean accuracy on all test images",
