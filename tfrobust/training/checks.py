@@ -75,6 +75,17 @@ def arrays(classifier, x, y, prefix=""):
         contract.labels(y, contract.classes_of(classifier), f"{prefix}y", count=len(x))
 
 
+def labels(x, y):
+    """Shape of one label, () or (classes,), or None where only the first batch will tell it."""
+    if isinstance(x, Batches):
+        y = x.y
+    elif isinstance(x, tf.data.Dataset):
+        spec = x.element_spec
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    shape = tf.TensorShape(getattr(y, "shape", None))
+    return tuple(shape[1:]) if shape.rank in (1, 2) and None not in shape[1:] else None
+
+
 def validation(classifier, data):
     """The same for `validation_data`, before the epoch whose end would look at it."""
     if isinstance(data, tuple | list) and len(data) in (2, 3):

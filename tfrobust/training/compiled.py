@@ -32,6 +32,7 @@ class Compiled(keras.Model):
         checks.callbacks(callbacks)
         update.begin(self.transform)
         callbacks, kwargs["shuffle"] = arranged(x, callbacks, kwargs.get("shuffle", True))
+        self._make_metrics(checks.labels(x, y))
         with checks.plainly(), averages.of_all_groups(self, callbacks):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
@@ -44,6 +45,7 @@ class Compiled(keras.Model):
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`, with the checks of `fit`."""
         checks.arrays(self.classifier, x, y)
+        self._make_metrics(checks.labels(x, y))
         with checks.plainly():
             return super().evaluate(x, y, *args, **kwargs)
 
@@ -94,6 +96,16 @@ class Compiled(keras.Model):
         self._compiled_with = {
             "optimizer": optimizer, "loss": loss, "metrics": metrics, **kwargs
         }  # fmt: skip
+
+    def _make_metrics(self, labels):
+        """Makes "accuracy" and other metrics that have but a name; Keras does in the first step.
+
+        A step that makes variables is traced twice, which costs seconds where attacks are long.
+        """
+        metrics = self._compile_metrics
+        if labels is not None and metrics is not None and not metrics.built:
+            with self.distribute_strategy.scope():
+                metrics.build(keras.KerasTensor((None, *labels)), self.classifier.output)
 
     def _half_precision(self):
         """Whether gradients pass through float16, whatever the global policy is by now."""
