@@ -9,6 +9,8 @@ from tfrobust.bounds.kernels import Kernel
 from tfrobust.bounds.region import Region
 from tfrobust.bounds.rule import Box, Diagonal, Move, rules_of
 
+PAIRS = 2**22  # floats that the differences of all pairs of rows may take
+
 
 class Program:
     """The rules of a model; its methods are tensor functions of regions and of the live weights.
@@ -172,20 +174,9 @@ class Program:
         logits = self.logits([box.centre for box in boxes])
         y = losses.as_labels(y, self.classes)
         rows = self.rows([box.centre for box in boxes])
-        own = [tf.gather(row, y) for row in rows]
-
-        def radius(k):  # one class at a time: no more memory than the leaves take
-            return tf.add_n(
-                [
-                    tf.reduce_sum(
-                        tf.abs(mine - row[k]) * box.radius, list(range(1, row.shape.rank))
-                    )
-                    for mine, row, box in zip(own, rows, boxes, strict=True)
-                ]
-            )
-
-        radii = tf.map_fn(radius, tf.range(self.classes), fn_output_signature=tf.float32)
-        return tf.gather(logits, y, batch_dims=1)[:, None] - logits - tf.transpose(radii)
+        parts = zip(rows, boxes, strict=True)
+        radii = tf.add_n([_radii(row, box.radius, y) for row, box in parts])
+        return tf.gather(logits, y, batch_dims=1)[:, None] - logits - radii
 
     def worst(self, region, y):
         """The smallest of `margins` over k != y, and what rounding may have added to it.
@@ -211,3 +202,26 @@ def worst(margins, y, boxes):
         finite &= tf.reduce_all(tf.math.is_finite(sizes), -1)
         largest = tf.maximum(largest, tf.reduce_max(sizes, -1))
     return tf.stack([tf.where(finite, smallest, -float("inf")), 1e-5 * largest], -1)
+
+
+def _radii(rows, radius, y):
+    """|row_y - row_k| . radius of each image and class k: `(batch, classes)`.
+
+    Args:
+        rows: `(classes, ...)`.
+        radius: `(batch, ...)`.
+        y: Integer labels `(batch,)`.
+    """
+    classes = rows.shape[0]
+    if None not in rows.shape and classes * rows.shape.num_elements() <= PAIRS:
+        pairs = tf.reshape(tf.abs(rows[:, None] - rows[None]), (classes**2, -1))
+        flat = tf.reshape(radius, (tf.shape(radius)[0], -1))
+        every = tf.reshape(tf.matmul(flat, pairs, transpose_b=True), (-1, classes, classes))
+        return tf.gather(every, y, batch_dims=1)
+    own, axes = tf.gather(rows, y), list(range(1, rows.shape.rank))
+    # One class at a time: no more memory than the leaf takes.
+    one = tf.map_fn(
+        lambda k: tf.reduce_sum(tf.abs(own - rows[k]) * radius, axes),
+        tf.range(classes), fn_output_signature=tf.float32,
+    )  # fmt: skip
+    return tf.transpose(one)

@@ -16,44 +16,16 @@ from tfrobust.training.adversarial import AdversarialTraining
 from tfrobust.training.numbers import check_number, number_config, value_at
 
 
-@keras.saving.register_keras_serializable(package="tfrobust")
-class ANP(AdversarialTraining):
-    """Adversarial neural pruning (Madaan et al., 2020, eq. 5, 6, 9 and Algorithm 1).
+class MaskGroup:
+    """What masks add to a game with `mixed(batch) -> (loss of the weights, adversarial loss)`.
 
-    masks:    CE(f(x'), y) + beta / N * KL(masks)
-    weights:  (CE(f(x), y) + 2 CE(f(x'), y)) / 3 + weight_decay / 2 ||theta||^2 + regularizers
-
-    Both losses come from the same two passes (common random numbers), are differentiated at the
-    same parameters and applied by two optimizers; each moves only its own group. Images are
-    attacked in inference mode, through the expected masks.
-
-    Args:
-        classifier: Functional classifier with at least one `tr.layers.Mask`.
-        attack: The training attack; None is `BP`.
-        beta: Float >= 0 or Keras schedule of the iteration, weight of the KL term.
-        train_size: Integer N, number of training examples (the KL is scaled by 1 / N).
-        kl_weights: None or {mask name: float >= 0}, what a unit of that mask weighs in the KL term
-            (default 1, the paper's); weights that follow the cost of a unit prune FLOPs.
-        mix: Pair of weights of the clean and the adversarial loss of the weights.
-        weight_decay: Float >= 0.
-        regularizers, epsilon, share_noise, validation_attack, seed: see `Game`.
-
-    Without optimizers `compile` takes the paper's: Adam 1e-3 for weights, 1e-2 for masks.
+    They are a group of their own, with an optimizer of their own, and learn on the adversarial loss
+    plus beta / N times their KL. A mixin: `class ANP(MaskGroup, AdversarialTraining)`.
     """
 
     turns = (("weights", "masks"),)
 
-    def __init__(
-        self,
-        classifier,
-        attack,
-        beta=4.0,
-        train_size=None,
-        kl_weights=None,
-        mix=(1.0, 2.0),
-        weight_decay=1e-4,
-        **kwargs,
-    ):
+    def _before(self, beta, train_size):
         self.beta = check_number("beta", beta)
         if not isinstance(train_size, int | np.integer) or train_size < 1:
             raise ValueError(
@@ -61,11 +33,13 @@ class ANP(AdversarialTraining):
                 f"Received: train_size={train_size!r}"
             )
         self.train_size = int(train_size)
-        super().__init__(classifier, attack, mix=mix, weight_decay=weight_decay, **kwargs)
+
+    def _after(self, kl_weights):
         if not self.masks():
             raise ValueError(
                 "`classifier` must have masks: call tr.layers.insert_masks(model, "
-                f"tr.layers.BetaBernoulliMask). Received: model '{classifier.name}' without masks"
+                f"tr.layers.BetaBernoulliMask). Received: model '{self.classifier.name}' without "
+                "masks"
             )
         self.kl_weights = dict(kl_weights or {})
         unknown = set(self.kl_weights) - {mask.name for mask in self.masks()}
@@ -101,12 +75,54 @@ class ANP(AdversarialTraining):
         return {"weights": weights, "masks": adversarial + self.per_replica(scale * weighed)}
 
     def get_config(self):
+        config = super().get_config()
         return {
-            **super().get_config(),
+            **config,
             "beta": number_config(self.beta),
             "train_size": self.train_size,
             "kl_weights": self.kl_weights,
         }
+
+
+@keras.saving.register_keras_serializable(package="tfrobust")
+class ANP(MaskGroup, AdversarialTraining):
+    """Adversarial neural pruning (Madaan et al., 2020, eq. 5, 6, 9 and Algorithm 1).
+
+    masks:    CE(f(x'), y) + beta / N * KL(masks)
+    weights:  (CE(f(x), y) + 2 CE(f(x'), y)) / 3 + weight_decay / 2 ||theta||^2 + regularizers
+
+    Both losses come from the same two passes (common random numbers), are differentiated at the
+    same parameters and applied by two optimizers; each moves only its own group. Images are
+    attacked in inference mode, through the expected masks.
+
+    Args:
+        classifier: Functional classifier with at least one `tr.layers.Mask`.
+        attack: The training attack; None is `BP`.
+        beta: Float >= 0 or Keras schedule of the iteration, weight of the KL term.
+        train_size: Integer N, number of training examples (the KL is scaled by 1 / N).
+        kl_weights: None or {mask name: float >= 0}, what a unit of that mask weighs in the KL term
+            (default 1, the paper's); weights that follow the cost of a unit prune FLOPs.
+        mix: Pair of weights of the clean and the adversarial loss of the weights.
+        weight_decay: Float >= 0.
+        regularizers, epsilon, share_noise, validation_attack, seed: see `Game`.
+
+    Without optimizers `compile` takes the paper's: Adam 1e-3 for weights, 1e-2 for masks.
+    """
+
+    def __init__(
+        self,
+        classifier,
+        attack,
+        beta=4.0,
+        train_size=None,
+        kl_weights=None,
+        mix=(1.0, 2.0),
+        weight_decay=1e-4,
+        **kwargs,
+    ):
+        self._before(beta, train_size)
+        super().__init__(classifier, attack, mix=mix, weight_decay=weight_decay, **kwargs)
+        self._after(kl_weights)
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")

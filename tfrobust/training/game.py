@@ -34,6 +34,7 @@ class Batch:
         x, y, sample_weight: As `fit` delivers them; `sample_weight` may be None.
         x_adv: Adversarial images, no gradient; `x` itself in a game without an attack.
         count: Number of examples, a tensor.
+        boxes: Bounds of the values inside the classifier, where the game has computed them.
     """
 
     x: Any
@@ -41,6 +42,7 @@ class Batch:
     sample_weight: Any
     x_adv: Any
     count: Any
+    boxes: Any = None
 
 
 class Game(Compiled):
@@ -69,6 +71,7 @@ class Game(Compiled):
     """
 
     turns = (("weights",),)
+    validated = ("robust_accuracy",)  # what validation reports beside the loss and the metrics
 
     def __init__(
         self,
@@ -300,10 +303,12 @@ class Game(Compiled):
         loss = self.whole(self.data_loss(batch, clean))
         self._loss_tracker.update_state(loss, sample_weight=batch.count)
         self.score(batch, clean, answers)
+        self.inspect(batch)
         results = self.get_metrics_result()
-        return {
-            k: v for k, v in results.items() if k == "robust_accuracy" or k not in self.trackers
-        }
+        return {k: v for k, v in results.items() if k in self.validated or k not in self.trackers}
+
+    def inspect(self, batch):
+        """Reports what else validation tells, the names in `validated`."""
 
     def call(self, inputs, training=False):
         return self.classifier(inputs, training=training)
