@@ -149,8 +149,8 @@ class CertifiedTraining(Certified):
     """Minimises kappa CE(f(x), y) + (1 - kappa) CE(worst logits in the ball, y) + regularizers.
 
     `bound="ibp"` is interval bound propagation (Gowal et al., 2018); "crown-ibp" bounds the margins
-    by c CROWN-IBP + (1 - c) IBP with c = `crown` (Zhang et al., 2020, whose beta it is). kappa and c
-    follow the radius from 1 to their numbers, 1 - (1 - kappa) epsilon_t / epsilon; a schedule is
+    by c CROWN-IBP + (1 - c) IBP with c = `crown` (Zhang et al., 2020, whose beta it is). kappa and
+    c follow the radius from 1 to their numbers, 1 - (1 - kappa) epsilon_t / epsilon; a schedule is
     taken as it is.
 
     Args:
@@ -206,7 +206,8 @@ class MixTrain(Certified):
         alpha: Float in [0, 1], how often. The release: 0.8; Sehwag et al.: 0.7 with k = 10.
         weight: Float >= 0 or schedule such as `tr.training.Growth(0.1, 2.5, 5 * steps, begin)`.
         replacement: Bool, one image may be drawn twice in a step, as in the release.
-        bound: "crown-ibp" (default, with crown = 1), "ibp", or "symbolic" (the paper's, small nets).
+        bound: "crown-ibp" (default, with crown = 1), "ibp", or, for small nets, "symbolic", the
+            paper's.
         crown: See `CertifiedTraining`.
         regularizers, weight_decay, share_noise, seed: see `Game`.
 
@@ -312,7 +313,8 @@ def worst_logits(margins, y, outputs):
         y: Labels, integers or one-hot rows.
         outputs: Logits of the classifier, 1 for a binary one.
 
-    >>> worst_logits(tf.constant([[0.0, 2.0], [-1.0, 0.0]]), tf.constant([0, 1]), 1).numpy().tolist()
+    >>> margins = tf.constant([[0.0, 2.0], [-1.0, 0.0]])
+    >>> worst_logits(margins, tf.constant([0, 1]), 1).numpy().tolist()
     [[-2.0], [-1.0]]
     """
     if outputs > 1:

@@ -1,6 +1,7 @@
 """What helps bounds stay tight in training: penalties on boxes, and weights that keep them narrow.
 
-    game = tr.training.CertifiedTraining(net, threat, regularizers=[tr.training.ReLUStability(1e-3)])
+    stable = tr.training.ReLUStability(1e-3)
+    game = tr.training.CertifiedTraining(net, threat, regularizers=[stable])
 
 The penalties are regularizers of any game. A game that computes bounds hands its own over;
 elsewhere intervals around the images are computed, at the threat of the game's attack.
