@@ -18,6 +18,8 @@ SIZES = [
     (M.lenet300_100, {}, 266_610, 0),
     (M.cifar_large, {}, 2_466_858, 0),
     (M.cifar_large, {"input_shape": MNIST}, 1_974_762, 0),
+    (M.cnn_small, {}, 166_406, 0),
+    (M.cnn_small, {"input_shape": (32, 32, 3)}, 214_918, 0),
     (M.all_cnn, {}, 1_369_738, 0),
     (M.vgg16, {}, 14_991_946, 9_472 + 20),  # and the seeds of ten dropouts
     (M.vgg16, {"classes": 100}, 15_038_116, 9_472 + 20),

@@ -127,6 +127,15 @@ def free_at():
     return game
 
 
+def certified():
+    game = tr.training.CertifiedTraining(
+        dense(), tr.threats.Linf(0.1), bound="crown-ibp", crown=0.5, weight_decay=0.1,
+        regularizers=[tr.training.ReLUStability(0.1)],
+    )  # fmt: skip
+    game.compile(SGD(0.1, momentum=0.9), metrics=accuracy())
+    return game
+
+
 GAMES = {
     "AT-VS": at_vs,
     "MART, AWP": mart_awp,
@@ -135,6 +144,7 @@ GAMES = {
     "TRADES": trades,
     "AFD": afd,
     "AT BNN": bayes,
+    "certified": certified,
     "layer regularizer": regularized,
 }
 

@@ -34,7 +34,21 @@ def gradalign_anp_awp():
     )  # fmt: skip
 
 
+def certified_anp():
+    return tr.training.CertifiedANP(
+        anp_net(), THREAT, train_size=12, epsilon=tr.training.Ramp(0.2, length=5),
+        regularizers=[tr.training.BoxTightness()],
+    )  # fmt: skip
+
+
+def mixtrain():
+    growth = tr.training.Growth(0.1, 2.0, every=2)
+    return tr.training.MixTrain(linear(), THREAT, 2, 0.5, growth, epsilon=SCHEDULE)
+
+
 GAMES = {
+    "certified, masks": certified_anp,
+    "MixTrain": mixtrain,
     "standard": lambda: tr.training.AdversarialTraining(anp_net(), None),
     "BP": lambda: tr.training.BP(anp_net(), train_size=12, validation_attack=FGSM),
     "PAT": pat,
@@ -92,7 +106,14 @@ def test_file_round_trip(tmp_path, name):
     again = keras.saving.load_model(tmp_path / "game.keras")
     assert type(again) is type(game)
     assert again.get_config().keys() == game.get_config().keys()
-    for name_ in ("weight_attack", "validation_attack", "beta", "replays", "regularizers"):
+    for name_ in (
+        "weight_attack",
+        "validation_attack",
+        "beta",
+        "replays",
+        "regularizers",
+        "epsilon",
+    ):
         assert again.get_config().get(name_) == game.get_config().get(name_)
     # Keras does not save the states of seed generators (tr.training.Resume does): copy them.
     for a, b in zip(game._noise_states(), again._noise_states(), strict=True):
