@@ -219,7 +219,7 @@ def ibp_initialization(model, seed=0):
 
     >>> from tfrobust import models
     >>> ibp_initialization(models.lenet300_100(input_shape=(8, 8, 1)))
-    ['fc1', 'fc2']
+    ['dense1', 'dense2']
     """
     classifier = getattr(model, "classifier", model)
     contract.classifier(classifier, "model")
