@@ -13,6 +13,7 @@ import keras
 import tfrobust as tr
 from recipes import mnist, pruning_stages
 from recipes import pruning_judge as judge
+from recipes.command import settings
 
 NETS = ("cnn_small", "cifar_large", "lenet300_100", "lenet5_caffe")
 METHODS = ("ibp", "crown-ibp", "mixtrain")
@@ -112,8 +113,8 @@ def falling(peak, count):
     )
 
 
-def judged(net, label, scene, data, args, work, told):
-    """Certifies and attacks `net`: an entry of the card."""
+def judged(net, label, scene, data, args, work, told, attack=True):
+    """Certifies `net`, and attacks it if asked to: an entry of the card."""
     proof = tr.verify.certify(
         net,
         (data.x_test, data.y_test),
@@ -123,7 +124,14 @@ def judged(net, label, scene, data, args, work, told):
         state=certificate_file(work, label, args),
     )
     print(proof, flush=True)
-    entry = judge.entry(net, label, scene, data, args, work, told)
+    if attack:
+        entry = judge.entry(net, label, scene, data, args, work, told)
+    else:
+        entry = tr.report.Entry(
+            footprint=tr.footprint.measure(net),
+            seconds=told["seconds"][0],
+            settings={**settings(args), **told, "zeros": pruning_stages.zeros(net)},
+        )
     entry.certificate = proof
     return entry
 

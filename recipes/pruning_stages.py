@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -31,6 +32,7 @@ class Setting:
     glance: tr.attacks.PGD  # the attack of the curve
     beta: float = 1.0  # of TRADES
     note: str = ""  # what a reader must know of the data
+    verify: Callable | None = None  # `(net, seed) -> game` that trains for certificates
 
     def judge(self, smoke):
         """PGD-40 with five starts."""
@@ -179,28 +181,36 @@ class Curve(keras.callbacks.Callback):
 
 
 def tell(row):
-    return f"pruned {row['ratio']:.1%}: clean {row['clean']:.3f}, attacked {row['attacked']:.3f}"
+    figures = [
+        f"{name} {row[name]:.3f}" for name in ("clean", "attacked", "verified") if name in row
+    ]
+    return f"pruned {row['ratio']:.1%}: {', '.join(figures)}"
 
 
 def looker(scene, data, count):
-    """Clean and attacked accuracy on the first `count` test images."""
+    """Clean, attacked and, by intervals, verified accuracy on the first `count` test images."""
     x, y = data.x_test[:count], data.y_test[:count]
 
     def look(net):
         right = tr.attacks.forward(net, x).argmax(-1) == y
         attacked = tr.attacks.forward(net, scene.glance(net, x, y)).argmax(-1) == y
-        return {"clean": float(right.mean()), "attacked": float((right & attacked).mean())}
+        row = {"clean": float(right.mean()), "attacked": float((right & attacked).mean())}
+        if scene.verify is not None:
+            row["verified"] = float(tr.bounds.certified(net, x, y, scene.threat).mean())
+        return row
 
     return look
 
 
 def player(net, mode, scene, data, rate, seed, labels=None, epsilon=None):
-    """What `fit` is called on: a game for "robust" and "trades", the net itself for "nat"."""
+    """What `fit` is called on: the net itself for "nat", a game for all others."""
     kinds = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
     loss = kinds[labels is not None](from_logits=True)
     game = net
     if mode == "trades":
         game = tr.training.TRADES(net, scene.threat, beta=scene.beta, seed=seed)
+    elif mode == "verif":
+        game = scene.verify(net, seed)
     elif mode != "nat":
         game = tr.training.AdversarialTraining(net, scene.training, epsilon=epsilon, seed=seed)
     game.compile(keras.optimizers.Adam(rate), loss=loss)
