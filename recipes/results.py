@@ -7,7 +7,7 @@ test renders them again and compares.
 import argparse
 
 import tfrobust as tr
-from recipes import results_afd, results_mnist, results_pruning, results_sparsity
+from recipes import results_afd, results_mnist, results_pruning, results_sparsity, results_verified
 from recipes.cells import ROOT
 
 
@@ -17,6 +17,7 @@ def pages(root=ROOT):
     return {
         "docs/results/mnist.md": results_mnist.page(root),
         "docs/results/pruning.md": results_pruning.page(root),
+        "docs/results/verified.md": results_verified.page(root),
         **results_sparsity.pages(root),
         **({"docs/results/afd.md": page} if (page := results_afd.page(root)) else {}),
         "README.md": results_mnist.with_table(readme, root),
@@ -28,7 +29,7 @@ def main():
     parser.parse_args()
     for card in (ROOT / "saved_models").glob("*/card.json"):
         tr.report.load(card).save(card.parent)  # the page follows from the JSON
-    for name, text in {**pages(), **results_pruning.plots()}.items():
+    for name, text in {**pages(), **results_pruning.plots(), **results_verified.plots()}.items():
         path = tr.files.target(ROOT / name)
         tr.files.replace(path, lambda temporary, t=text: open(temporary, "w").write(t))
         print(f"wrote {name}")

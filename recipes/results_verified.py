@@ -1,0 +1,214 @@
+"""docs/results/verified.md and its plot, made from the cards of certified training and pruning.
+
+Every figure comes from a card, or from the curve.json or unlearning.json beside it.
+"""
+
+import io
+import json
+
+import tfrobust as tr
+from recipes.cells import ROOT, rate
+
+METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "mixtrain": "MixTrain"}
+MODES = {"none": "None", "nat": "Nat", "adv": "Adv", "verif": "Verif"}
+INKS = {"none": "#8c8c8c", "nat": "#d1662b", "adv": "#20639b", "verif": "#3c8c5a"}
+KINDS = {"weights": "single weights", "filters": "whole filters"}
+START = "before pruning"
+STYLES = {"verified": "-", "attacked": "--"}
+
+
+def certified(root=ROOT):
+    """{folder name: card} of the nets that certified training made."""
+    found = sorted((root / "saved_models").glob("*_certified_*/card.json"))
+    folders = [path.parent for path in found if "_pruned_" not in path.parent.name]
+    return {folder.name: tr.report.load(folder).to_dict() for folder in folders}
+
+
+def pruned(start, kind, root=ROOT):
+    """{fine-tuning: (folder, card)} of a start's pruned nets; "verif_k1" is one of them."""
+    found = {}
+    for path in sorted((root / "saved_models").glob(f"{start}_pruned_{kind}_*/card.json")):
+        mode = path.parent.name.removeprefix(f"{start}_pruned_{kind}_")
+        if mode.split("_")[0] in MODES:
+            found[mode] = (path.parent, tr.report.load(path.parent).to_dict())
+    order = list(MODES)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0].split("_")[0])))
+
+
+def title(mode):
+    """A column's head.
+
+    >>> title("verif_k1")
+    'Verif, k = 1'
+    """
+    name, _, few = mode.partition("_k")
+    return MODES[name] + (f", k = {few}" if few else "")
+
+
+def three(entry):
+    """clean / attacked / verified, in per cent of the same images."""
+    proof = entry["certificate"][0]
+    return " / ".join(
+        f"{100 * proof[name]['accuracy']:.1f}" for name in ("clean", "attacked", "verified")
+    )
+
+
+def first(card):
+    return next(iter(card["models"].values()))
+
+
+def nets(root=ROOT):
+    """The table of certified training, MixTrain apart from it where it has its own."""
+    lines = [
+        "| net | parameters | method | epsilon | trained to | epochs | processor s | of an epoch "
+        "| clean | under attack | verified | AutoAttack (n) |",
+        "|" + "---|" * 12,
+    ]
+    for card in certified(root).values():
+        entry = first(card)
+        told, proof = entry["settings"], entry["certificate"][0]
+        method = METHODS[told["method"]]
+        if told["method"] == "mixtrain":
+            method += f", k = {told['k']}, alpha = {told['alpha']:g}, {told['bound']}"
+        seconds, auto = told["seconds"][1], entry["families"].get("AutoAttack")
+        suite = f"{rate(auto)} ({auto['n']:,})" if auto else "not run"
+        lines.append(
+            f"| {told['net']}{'' if told['width'] == 1 else f' x {told['width']:g}'} "
+            f"| {entry['footprint']['parameters']:,} | {method} | {told['epsilon']:g} "
+            f"| {told['grow'] * told['epsilon']:g} | {told['epochs']} | {seconds:.0f} "
+            f"| {seconds / told['epochs']:.1f} | {rate(proof['clean'])} "
+            f"| {rate(proof['attacked'])} | {rate(proof['verified'])} | {suite} |"
+        )
+    return lines
+
+
+def grid(start, kind, root=ROOT):
+    """Ratios down, fine-tuning across, and what Verif keeps of the start."""
+    runs = pruned(start, kind, root)
+    entries = {mode: card["models"] for mode, (_, card) in runs.items()}
+    names = list(dict.fromkeys(n for e in entries.values() for n in e if n != START))
+    names.sort(key=lambda name: float(name.rstrip("%")))
+    if not names:
+        return []
+    lines = [
+        "| pruned | " + " | ".join(map(title, entries)) + " | Verif keeps, of the start |",
+        "|---" * (len(entries) + 2) + "|",
+    ]
+    for name in names:
+        row = [three(models[name]) if name in models else "" for models in entries.values()]
+        kept = ""
+        if name in entries.get("verif", {}):
+            now, then = (entries["verif"][n]["certificate"][0] for n in (name, START))
+            kept = " / ".join(
+                f"{100 * now[k]['accuracy'] / then[k]['accuracy']:.1f}"
+                for k in ("clean", "attacked", "verified")
+            )
+            kept += " %"
+        lines.append(f"| {name} | " + " | ".join([*row, kept]) + " |")
+    return lines
+
+
+def unlearned(start, root=ROOT):
+    """Lines on natural training without pruning, and on the conflict of gradients."""
+    path = root / "saved_models" / f"{start}_pruned_weights_nat" / "unlearning.json"
+    if not path.exists():
+        return []
+    told = json.loads(path.read_text())
+    conflict = told["conflict"]
+    cells = [f"{100 * row['verified']:.1f}" for row in told["rows"]]
+    return [
+        f"Natural training without pruning (Figure 3 of the paper), first {told['images']:,} test",
+        "images, verified by intervals after each epoch:",
+        "",
+        "| epoch | " + " | ".join(str(row["epoch"]) for row in told["rows"]) + " |",
+        "|---" * (len(cells) + 1) + "|",
+        "| verified | " + " | ".join(cells) + " |",
+        "| clean | " + " | ".join(f"{100 * row['clean']:.1f}" for row in told["rows"]) + " |",
+        "",
+        "At the start the gradients of the clean and of the verified loss have opposite signs in",
+        f"{100 * conflict['share']:.1f} % of the weights, cosine {conflict['cosine']:.3f} (Figure 4;",
+        "the paper: 52 % on average; random signs give 50 %).",
+    ]
+
+
+def page(root=ROOT):
+    """docs/results/verified.md."""
+    lines = [
+        "# Verified networks",
+        "",
+        "Made by `make results` from the cards in `saved_models/*_certified_*`; each names the",
+        "command that makes it (`python -m recipes.certified_training`,",
+        "`python -m recipes.verifiable_pruning`). *Verified* are test images whose answer no image",
+        "in the Linf ball can change, proved by interval bounds, then CROWN-IBP on what is left;",
+        "*under attack* are those that PGD-40 on the margin does not break. All 10,000 test images,",
+        "in per cent; image by image verified <= under attack <= clean. The proof is of the float32",
+        "Keras model, not of a quantized export.",
+    ]
+    found = certified(root)
+    if not found:
+        return "\n".join([*lines, "", "No run has been judged yet.", ""])
+    lines += ["", "## Certified training", "", *nets(root)]
+    for start, card in found.items():
+        if not any(pruned(start, kind, root) for kind in KINDS):
+            continue
+        told = first(card)["settings"]
+        lines += [
+            "",
+            f"## Pruned: {told['net']}, epsilon {told['epsilon']:g}, {METHODS[told['method']]}",
+            "",
+            "Cells: clean / under attack / verified. None: no fine-tuning; Nat: cross-entropy on",
+            "clean images; Adv: PGD adversarial training; Verif: the training of the start, at its",
+            f"full radius. The start: {three(first(card))}.",
+            "",
+            f"![verified accuracy along the ladder](verified_{start}.svg)",
+        ]
+        for kind, name in KINDS.items():
+            if table := grid(start, kind, root):
+                lines += ["", f"### {name[0].upper()}{name[1:]}", "", *table]
+        if table := unlearned(start, root):
+            lines += ["", "### How fast certificates are unlearned", "", *table]
+    return "\n".join([*lines, ""])
+
+
+def plot(start, root=ROOT):
+    """SVG text: verified (line) and attacked (dashes) accuracy against the share pruned."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    runs = {kind: pruned(start, kind, root) for kind in KINDS}
+    kinds = [kind for kind in KINDS if runs[kind]]
+    settings = {"svg.hashsalt": "tfrobust", "svg.fonttype": "none", "font.size": 9}
+    with rc_context(settings):
+        figure = Figure(figsize=(4 * len(kinds) + 1, 3.2), layout="constrained")
+        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for axis, kind in zip(axes, kinds, strict=True):
+            for mode, (folder, _) in runs[kind].items():
+                if mode not in INKS or not (folder / "curve.json").exists():
+                    continue
+                rows = json.loads((folder / "curve.json").read_text())
+                for key, style in STYLES.items():
+                    label = MODES[mode] if key == "verified" else None
+                    x, y = ([100 * row[name] for row in rows] for name in ("ratio", key))
+                    axis.plot(x, y, style, color=INKS[mode], label=label, linewidth=1.5)
+            axis.set_title(KINDS[kind])
+            axis.set_xlabel("pruned, %")
+            axis.set_xlim(0, 100)
+            axis.set_ylim(0, 100)
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0].set_ylabel("%: verified (line), under attack (dashes)")
+        handles, labels = axes[0].get_legend_handles_labels()
+        place = {"title": "fine-tuning", "frameon": False, "loc": "outside right center"}
+        figure.legend(handles, labels, **place)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def plots(root=ROOT):
+    """{path below `root`: SVG text} of the starts that were pruned."""
+    return {
+        f"docs/results/verified_{start}.svg": plot(start, root)
+        for start in certified(root)
+        if any(pruned(start, kind, root) for kind in KINDS)
+    }
