@@ -72,8 +72,9 @@ def nets(root=ROOT):
             method += f", k = {told['k']}, alpha = {told['alpha']:g}, {told['bound']}"
         seconds, auto = told["seconds"][1], entry["families"].get("AutoAttack")
         suite = f"{rate(auto)} ({auto['n']:,})" if auto else "not run"
+        wide = "" if told["width"] == 1 else f" x {told['width']:g}"
         lines.append(
-            f"| {told['net']}{'' if told['width'] == 1 else f' x {told['width']:g}'} "
+            f"| {told['net']}{wide} "
             f"| {entry['footprint']['parameters']:,} | {method} | {told['epsilon']:g} "
             f"| {told['grow'] * told['epsilon']:g} | {told['epochs']} | {seconds:.0f} "
             f"| {seconds / told['epochs']:.1f} | {rate(proof['clean'])} "
@@ -126,8 +127,8 @@ def unlearned(start, root=ROOT):
         "| clean | " + " | ".join(f"{100 * row['clean']:.1f}" for row in told["rows"]) + " |",
         "",
         "At the start the gradients of the clean and of the verified loss have opposite signs in",
-        f"{100 * conflict['share']:.1f} % of the weights, cosine {conflict['cosine']:.3f} (Figure 4;",
-        "the paper: 52 % on average; random signs give 50 %).",
+        f"{100 * conflict['share']:.1f} % of the weights, cosine {conflict['cosine']:.3f} (Figure",
+        "4; the paper: 52 % on average; random signs give 50 %).",
     ]
 
 
@@ -140,9 +141,9 @@ def page(root=ROOT):
         "command that makes it (`python -m recipes.certified_training`,",
         "`python -m recipes.verifiable_pruning`). *Verified* are test images whose answer no image",
         "in the Linf ball can change, proved by interval bounds, then CROWN-IBP on what is left;",
-        "*under attack* are those that PGD-40 on the margin does not break. All 10,000 test images,",
-        "in per cent; image by image verified <= under attack <= clean. The proof is of the float32",
-        "Keras model, not of a quantized export.",
+        "*under attack* are those that PGD-40 on the margin does not break. All 10,000 test",
+        "images, in per cent; image by image verified <= under attack <= clean. The proof is of",
+        "the float32 Keras model, not of a quantized export.",
     ]
     found = certified(root)
     if not found:
