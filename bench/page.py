@@ -79,7 +79,9 @@ def page(compared, speed, scale):
 
 def flags(settings):
     """The settings of a run as the flags that ask for them."""
-    names = ("rounds", "images", "steps", "train_images", "prune_images", "suite_images")
+    names = ("rounds", "images", "steps", "train_images", "prune_images", "anp_images")
+    names += ("afd_images", "afd_steps", "afd_width", "games_batch", "verify_images")
+    names += ("suite_images",)
     return "".join(f" --{n.replace('_', '-')} {settings[n]}" for n in names if n in settings)
 
 

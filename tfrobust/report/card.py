@@ -238,7 +238,7 @@ def headline(values):
     proof = proof_of(part, threat)
     if proof:
         share = f"{100 * proof['verified']['accuracy']:.1f} % of {proof['n']:,}"
-        text += f"; it is proved that no attack within {named(proof)} changes the answer on {share}"
+        text += f"; on {share} it is proved that no attack within {named(proof)}, can succeed"
     return text + "."
 
 

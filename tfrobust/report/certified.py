@@ -120,5 +120,4 @@ def _line(axes, name, values, colour):
                   label=f"{before}under {curve['attack']}")  # fmt: skip
     if values["point"]:
         epsilon, accuracy = values["point"]
-        axes.plot(epsilon, 100 * accuracy, "D", color=colour, fillstyle="none", markersize=7,
-                  clip_on=False)  # fmt: skip
+        axes.plot(epsilon, 100 * accuracy, "D", color=colour, fillstyle="none", markersize=7)

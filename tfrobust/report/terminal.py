@@ -149,9 +149,9 @@ class Table:
         columns = [("model and threat", names)]
         for title, key in (("clean", "clean"), ("attacked", "attacked"), ("verified", "verified")):
             columns.append((title, [self._rate(row["proof"][key]) for row in rows]))
-        for key in ("verified", "undecided", "broken"):
-            columns.append((f"# {key}", [f"{row[key]:,}" for row in rows]))
-        return columns
+        kinds = ("verified", "undecided", "broken")
+        counts = ["\n".join(f"{row[kind]:,} {kind}" for kind in kinds) for row in rows]
+        return [*columns, ("images", counts)]
 
     def _usual(self):
         """Number of images behind most figures."""
