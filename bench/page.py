@@ -127,7 +127,8 @@ def speeds(sections):
         for row in part["rows"]:
             bar = f"{row['bar']:g}" if row["bar"] else ""
             digits = 3 if row["bar"] and 1 < row["bar"] < 1.1 else 2
-            yield f"| {row['name']} | {row['seconds']:.2f} | {row['ratio']:.{digits}f} | {bar} |"
+            took = f"{row['seconds']:.{2 if row['seconds'] >= 0.1 else 4}f}"
+            yield f"| {row['name']} | {took} | {row['ratio']:.{digits}f} | {bar} |"
         for name, reason in part["absent"].items():
             yield f"| {name} | {reason[:60]} | | |"
         yield ""

@@ -256,7 +256,7 @@ def show(result, path):
     for part in result["sections"]:
         table = Table("", "seconds", "x floor", "bar", title=part["name"])
         for row in part["rows"]:
-            bar = f"<= {row['bar']}" if row["bar"] else ""
+            bar = f"<= {row['bar']:g}" if row["bar"] else ""
             table.add_row(row["name"], f"{row['seconds']:.3f}", f"{row['ratio']:.3f}", bar)
         for name, reason in part["absent"].items():
             table.add_row(name, reason[:60], "", "")
