@@ -5,7 +5,7 @@
     tfrobust verify m.keras --data mnist --threat linf:0.1 --method crown-ibp
     tfrobust shrink m.keras -o small.keras
     tfrobust export small.keras -o small.tflite --quantize int8 --data mnist
-    tfrobust card small.keras --data mnist --threat linf:0.3 -o saved_models/small
+    tfrobust card small.keras --data mnist --threat linf:0.3 --verify auto -o saved_models/small
 
 Bad input ends with one line, `tfrobust: error: ...`, and exit code 2; TFROBUST_DEBUG=1 shows the
 traceback. Only the standard library is imported here, so that `tfrobust --help` answers at once:
@@ -139,9 +139,7 @@ def parser():
     sub.add_argument(
         "--epsilons", type=fractions, metavar="LIST", help="radii of a curve: 0.05,0.1"
     )
-    sub.add_argument(
-        "--time-limit", type=fraction, default=60.0, metavar="SECONDS", help="of exact, an image"
-    )
+    _time_limit(sub)
     sub.add_argument("--state", metavar="FILE", help="go on here after a kill")
     sub.add_argument("--json", metavar="FILE", help="write the certificate here as well")
 
@@ -165,6 +163,14 @@ def parser():
     _judging(sub)
     _output(sub, "FOLDER")
     sub.add_argument("--name", help="title of the card (default: the file's name)")
+    sub.add_argument(
+        "--verify",
+        choices=METHODS,
+        metavar="METHOD",
+        help="prove for the same images that no attack breaks them, and show it, at --epsilons "
+        f"too: one of {', '.join(METHODS)}; goes on in FILE.verify of --state",
+    )
+    _time_limit(sub)
     return top
 
 
@@ -190,6 +196,12 @@ def _on_data(sub):
     )
     sub.add_argument(
         "--n", default=1000, type=images, help="first N test images, or 'all' (default: 1000)"
+    )
+
+
+def _time_limit(sub):
+    sub.add_argument(
+        "--time-limit", type=fraction, default=60.0, metavar="SECONDS", help="of exact, an image"
     )
 
 

@@ -1,6 +1,6 @@
 """What a step of `tr.training.AFD` costs beside what no such step can avoid.
 
-    python -m bench.afd [--rounds 5] [--images 1280] [--steps 7] [--width 0.5] [--tiny]
+    python -m bench.afd [--rounds 5] [--afd-images 1280] [--afd-steps 7] [--afd-width 0.5] [--tiny]
 
 The floor is one graph that attacks each batch as the game does, takes the gradient of the
 cross-entropy on clean images by all weights, runs the encoder over clean and attacked images
@@ -25,12 +25,13 @@ FLOOR = "attack and counted passes alone"
 
 
 def sections(x, y, args):
-    """Yields the section; `args` has `rounds`, `steps` and `width`."""
+    """Yields the section; `args` has `rounds`, `afd_images`, `afd_steps` and `afd_width`."""
+    x, y = x[: args.afd_images], y[: args.afd_images]
     contenders = {FLOOR: floor(*parts(args), x, y), "a step of AFD": step(*parts(args), x, y)}
     times = timing.interleaved(contenders, args.rounds)
     yield {
-        "name": f"tr.training.AFD on PGD-{args.steps}, ResNet-18 (MNIST) at {args.width:g} of its "
-        f"width, an epoch of {len(x)} images, processor seconds",
+        "name": f"tr.training.AFD on PGD-{args.afd_steps}, ResNet-18 (MNIST) at "
+        f"{args.afd_width:g} of its width, an epoch of {len(x)} images, processor seconds",
         "floor": FLOOR,
         "rows": timing.rows(times, FLOOR, {"a step of AFD": BAR}),
         "absent": {},
@@ -39,9 +40,9 @@ def sections(x, y, args):
 
 def parts(args):
     """(net, attack)."""
-    net = tr.models.unit_features(tr.models.resnet18(version="mnist", width=args.width))
+    net = tr.models.unit_features(tr.models.resnet18(version="mnist", width=args.afd_width))
     threat = tr.threats.Linf(0.3)
-    return net, tr.attacks.PGD(threat, steps=args.steps, step_size=0.3 / 4)
+    return net, tr.attacks.PGD(threat, steps=args.afd_steps, step_size=0.3 / 4)
 
 
 def step(net, attack, x, y):
@@ -97,8 +98,8 @@ def main():
     cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
     args = cli.parse_args()
     if args.tiny:
-        args.rounds, args.images, args.steps, args.width = 1, 128, 1, 0.125
-    x, y, source = run.images(args.images)
+        args.rounds, args.afd_images, args.afd_steps, args.afd_width = 1, 128, 1, 0.125
+    x, y, source = run.images(args.afd_images)
     print(source)
     for part in sections(x, y, args):
         print(part["name"], flush=True)
@@ -108,9 +109,9 @@ def main():
 
 
 def options(cli):
-    cli.add_argument("--images", type=int, default=1280, help="of an epoch, whole batches")
-    cli.add_argument("--steps", type=int, default=7, help="of the attack")
-    cli.add_argument("--width", type=float, default=0.5, help="of the ResNet-18")
+    cli.add_argument("--afd-images", type=int, default=1280, help="of an epoch of AFD")
+    cli.add_argument("--afd-steps", type=int, default=7, help="of AFD's attack")
+    cli.add_argument("--afd-width", type=float, default=0.5, help="of AFD's ResNet-18")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Digits, `tr.models.digits_net()`, batch 128, PGD-7, Adam: one compiled training 
 turns, by processor seconds (which other work on the machine disturbs less); the figure is the
 median over rounds of seconds / seconds of plain AT.
 
-    python -m bench.games [--rounds 9] [--batch 128]
+    python -m bench.games [--rounds 9] [--games-batch 128]
 """
 
 import argparse
@@ -47,22 +47,37 @@ def compiled(game):
     return tf.function(lambda x, y: game.train_step((x, y)), jit_compile=False)
 
 
-def main():
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--rounds", type=int, default=9)
-    cli.add_argument("--batch", type=int, default=128)
-    args = cli.parse_args()
-    keras.utils.set_random_seed(0)
-    data = tr.data.load("digits")
-    x, y = (tf.constant(v[: args.batch]) for v in (data.x_train, data.y_train))
+def sections(args):
+    """Yields the section; `args` has `rounds` and `games_batch`."""
+    data, batch = tr.data.load("digits"), args.games_batch
+    x, y = (tf.constant(v[:batch]) for v in (data.x_train, data.y_train))
     contenders = {
         name: functools.partial(seconds, compiled(game), x, y)
-        for name, game in games(len(data.x_train), args.batch).items()
+        for name, game in games(len(data.x_train), batch).items()
     }
     for contender in contenders.values():
         contender()  # Keras makes metrics in the first step, which is traced once more
-    for row in timing.rows(timing.interleaved(contenders, args.rounds), PLAIN):
-        print(f"{row['ratio']:6.2f} x  {1e3 * row['seconds']:8.2f} ms  {row['name']}")
+    yield {
+        "name": f"One compiled step of each game, digits, batch {batch}, processor seconds",
+        "floor": PLAIN,
+        "rows": timing.rows(timing.interleaved(contenders, args.rounds), PLAIN),
+        "absent": {},
+    }
+
+
+def main():
+    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    cli.add_argument("--rounds", type=int, default=9)
+    options(cli)
+    args = cli.parse_args()
+    keras.utils.set_random_seed(0)
+    for part in sections(args):
+        for row in part["rows"]:
+            print(f"{row['ratio']:6.2f} x  {1e3 * row['seconds']:8.2f} ms  {row['name']}")
+
+
+def options(cli):
+    cli.add_argument("--games-batch", type=int, default=128, help="of a step of each game")
 
 
 def seconds(step, x, y):

@@ -79,7 +79,9 @@ def page(compared, speed, scale):
 
 def flags(settings):
     """The settings of a run as the flags that ask for them."""
-    names = ("rounds", "images", "steps", "train_images", "prune_images", "suite_images")
+    names = ("rounds", "images", "steps", "train_images", "prune_images", "anp_images")
+    names += ("afd_images", "afd_steps", "afd_width", "games_batch", "verify_images")
+    names += ("suite_images",)
     return "".join(f" --{n.replace('_', '-')} {settings[n]}" for n in names if n in settings)
 
 
@@ -125,7 +127,8 @@ def speeds(sections):
         for row in part["rows"]:
             bar = f"{row['bar']:g}" if row["bar"] else ""
             digits = 3 if row["bar"] and 1 < row["bar"] < 1.1 else 2
-            yield f"| {row['name']} | {row['seconds']:.2f} | {row['ratio']:.{digits}f} | {bar} |"
+            took = f"{row['seconds']:.{2 if row['seconds'] >= 0.1 else 4}f}"
+            yield f"| {row['name']} | {took} | {row['ratio']:.{digits}f} | {bar} |"
         for name, reason in part["absent"].items():
             yield f"| {name} | {reason[:60]} | | |"
         yield ""

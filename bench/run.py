@@ -5,10 +5,13 @@ by definition, in one interleaved run; the figure is the median over rounds of t
 go to bench/results.json with the machine they were measured on.
 
 Two sections say what the pruning callback adds to an epoch of `fit` (`bench/pruning.py`), two what
-it saves to cut dead units while ANP trains (`bench/shrinking.py`). The last ones compare whole
-evaluations with the fastest other library instead of a floor.
+it saves to cut dead units while ANP trains (`bench/shrinking.py`), one each what a step of AFD
+costs (`bench/afd.py`) and what a step of every game does (`bench/games.py`), two what certificates
+cost (`bench/verify.py`). The last ones compare whole evaluations with the fastest other library
+instead of a floor.
 
-    python -m bench.run [--rounds 5] [--images 250] [--prune-images 10000] [--suite-images 1000]
+    python -m bench.run [--rounds 5] [--images 250] [--prune-images 10000] [--verify-images 256]
+        [--suite-images 1000]
 """
 
 import argparse
@@ -22,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfrobust as tr
-from bench import peers, pruning, shrinking, speed, timing
+from bench import afd, games, peers, pruning, shrinking, speed, timing, verify
 
 HERE = pathlib.Path(__file__).parent
 EPSILON = 0.3
@@ -38,6 +41,9 @@ def main():
     cli.add_argument("--train-images", type=int, default=2560, help="of one epoch of training")
     pruning.options(cli)
     shrinking.options(cli)
+    afd.options(cli)
+    games.options(cli)
+    verify.options(cli)
     cli.add_argument(
         "--suite-images", type=int, default=1000, help="of AutoAttack (20 minutes), 0: without it"
     )
@@ -47,8 +53,10 @@ def main():
     if args.tiny:
         args.rounds, args.images, args.steps, args.train_images = 1, 32, 4, 256
         args.suite_images, args.prune_images, args.anp_images = 0, 256, 256
+        args.afd_images, args.afd_steps, args.afd_width = 128, 1, 0.125
+        args.games_batch, args.verify_images = 16, 32
     keras.utils.set_random_seed(0)
-    x, y, source = images(max(args.images, args.train_images, args.prune_images, args.anp_images))
+    x, y, source = images(max(value for name, value in vars(args).items() if "images" in name))
     model, origin = robust_model(x, y)
     sections = [
         attack_section(model, x[: args.images], y[: args.images], args),
@@ -56,6 +64,9 @@ def main():
         anp_section(x[: args.train_images], y[: args.train_images], args),
         *pruning.sections(x, y, args),
         *shrinking.sections(x, y, args),
+        *afd.sections(x, y, args),
+        *games.sections(args),
+        *verify.sections(x, y, args),
         *speed.sections(model, x[: args.images], y[: args.images], args),
     ]
     result = {
@@ -245,7 +256,7 @@ def show(result, path):
     for part in result["sections"]:
         table = Table("", "seconds", "x floor", "bar", title=part["name"])
         for row in part["rows"]:
-            bar = f"<= {row['bar']}" if row["bar"] else ""
+            bar = f"<= {row['bar']:g}" if row["bar"] else ""
             table.add_row(row["name"], f"{row['seconds']:.3f}", f"{row['ratio']:.3f}", bar)
         for name, reason in part["absent"].items():
             table.add_row(name, reason[:60], "", "")

@@ -130,13 +130,18 @@ def test_export_without_zeros(folder, capsys, tmp_path):
 
 def test_card_is_written_whole(folder, capsys, tmp_path):
     words = ["card", folder / "net.keras", "--data", "digits", "--threat", "linf:0.1", "--n", 32]
-    assert run(*words, "--attack", "fgsm", "-o", tmp_path / "card") == 0
+    words += ["--attack", "fgsm", "--verify", "ibp", "--epsilons", "0.01"]
+    assert run(*words, "--state", tmp_path / "state", "-o", tmp_path / "card") == 0
     printed = capsys.readouterr().out
-    assert "not run" in printed  # AutoAttack, PGD
+    assert "not run" in printed and "undecided" in printed  # AutoAttack, PGD
     assert "worst case" not in printed and str(tmp_path / "card") in printed.replace("\n", "")
     card = tr.report.load(tmp_path / "card")
     part = card.to_dict()["models"]["net"]
     assert part["scores"][0]["n"] == 32 and part["files"][0]["path"] == "net.keras"
+    proof = tr.verify.Certificate.from_dict(part["certificate"][0])
+    assert proof.n == 32 and proof.curve.epsilons == (0.0, 0.01, 0.1)
+    assert proof.verified.count <= part["scores"][0]["joint"]["count"]
+    assert proof.stages[1].name == "ibp" and (tmp_path / "state.verify").exists()
     assert sorted(p.name for p in (tmp_path / "card").iterdir()) == ["card.html", "card.json"]
 
 
@@ -255,6 +260,7 @@ BAD = [
         ["verify", "net.keras", *JUDGE[:-2], "--method", "exact", "--threat", "l2:1"],
         "must be a tr.threats.Linf for complete verification",
     ),
+    ("method on a card", ["card", "net.keras", *JUDGE, "--verify", "milp"], "choice: 'milp'"),
     ("softmax to verify", ["verify", "soft.keras", *JUDGE[:-2]], "tr.models.prepare"),
     ("range", ["prepare", "soft.keras", "-o", "m.keras", "--pixel-range", "255"], "LOW,HIGH"),
     ("no range", ["prepare", "soft.keras", "-o", "m.keras"], "required: --pixel-range"),

@@ -48,7 +48,7 @@ def prepare(args):
 def evaluate(args):
     model = _load(args)
     _apart(args)
-    scores = _scores(model, args)
+    scores = _scores(model, args, _attacks(model, args))
     _console().print(scores)
     if args.json:
         _write_json(args, {"command": args.command, **scores.to_dict()})
@@ -57,18 +57,7 @@ def evaluate(args):
 def verify(args):
     model = _load(args)
     _apart(args)
-    threat, data = _threat(args), _dataset(args)
-    proof = tr.verify.certify(
-        model,
-        (data.x_test, data.y_test),
-        threat,
-        method=args.method,
-        attacks=[] if args.no_attack else None,
-        eps_grid=args.epsilons,
-        state=args.state,
-        max_examples=args.n,
-        time_limit=args.time_limit,
-    )
+    proof = _certificate(model, args, args.method, [] if args.no_attack else None, args.state)
     _console().print(proof)
     if args.json:
         _write_json(args, {"command": args.command, **proof.to_dict()})
@@ -121,8 +110,12 @@ def card(args):
     path, folder = pathlib.Path(args.model), pathlib.Path(args.output)
     model = _load(args)
     tr.files.target(folder / "card.json", "--output")
-    scores = _scores(model, args)
-    entry = tr.report.Entry(scores, tr.footprint.measure(model), files=[path])
+    attacks, proof = _attacks(model, args), None
+    if args.verify:  # first: it is refused at once where a layer has no rule
+        state = args.state and f"{args.state}.verify"
+        proof = _certificate(model, args, args.verify, None, state)
+    scores = _scores(model, args, attacks)
+    entry = tr.report.Entry(scores, tr.footprint.measure(model), files=[path], certificate=proof)
     made = tr.report.card(
         args.name or (path.parent.name if path.stem == "model" else path.stem),
         entry,
@@ -211,13 +204,31 @@ def _dataset(args):
         raise type(error)(text.replace("name=", "")) from error
 
 
-def _scores(model, args):
+def _attacks(model, args):
     threat = _threat(args)
     classes = tr.contract.classes_of(tr.contract.classifier(model, "model"))
-    attacks = [
+    return [
         getattr(tr.attacks, kind)(threat, **settings)
         for kind, settings in args.chosen(args, classes)
     ]
+
+
+def _certificate(model, args, method, attacks, state):
+    data = _dataset(args)
+    return tr.verify.certify(
+        model,
+        (data.x_test, data.y_test),
+        _threat(args),
+        method=method,
+        attacks=attacks,
+        eps_grid=args.epsilons,
+        state=state,
+        max_examples=args.n,
+        time_limit=args.time_limit,
+    )
+
+
+def _scores(model, args, attacks):
     data = _dataset(args)
     return tr.evaluate.robustness(
         model,

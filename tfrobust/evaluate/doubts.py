@@ -56,6 +56,10 @@ ADVICE = {
         "Square and look for what hides them."
     ),
     "member_skipped": "The ensemble is weaker than its name says on this model.",
+    "certificate_apart": (
+        "Certify and attack the same images of the same model: verified accuracy is a lower bound "
+        "of what attacks leave there, and of nothing else."
+    ),
     "few_images": "Use 1,000 or more for a figure that is compared with others.",
 }
 

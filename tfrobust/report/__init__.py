@@ -7,6 +7,7 @@
             "ANP-VS, shrunk": tr.report.Entry(
                 scores, tr.footprint.measure(small), files=[exported, exported_int8],
                 latency={"float32": 0.08, "int8": 0.05}, seconds=61.0, vulnerability=v,
+                certificate=tr.verify.certify(small, (x, y), attack.threat),
             ),
         },
         data={"name": "digits", "note": "scikit-learn's 8 x 8 digits"},
@@ -23,6 +24,7 @@ from tfrobust.report.amend import amended
 from tfrobust.report.card import Card, card, load, table
 from tfrobust.report.entry import Entry
 from tfrobust.report.figures import (
+    plot_certified,
     plot_features,
     plot_histogram,
     plot_landscape,
@@ -38,6 +40,7 @@ __all__ = [
     "amended",
     "card",
     "load",
+    "plot_certified",
     "plot_features",
     "plot_histogram",
     "plot_landscape",

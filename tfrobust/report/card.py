@@ -13,17 +13,22 @@ from tfrobust import files
 from tfrobust.evaluate import FAMILIES
 from tfrobust.footprint import compare
 from tfrobust.report import page
+from tfrobust.report.certified import proof_of
 from tfrobust.report.entry import Entry, finite
 from tfrobust.report.terminal import Table
+from tfrobust.report.threat import described, named
 from tfrobust.threats import Threat
 
 SCHEMA = 1
 PACKAGES = ("tfrobust", "tensorflow", "keras", "numpy", "tensorflow-probability")
-ALLOWS = {
-    "linf": "every pixel may change by up to {epsilon}",
-    "l2": "the whole image may move by up to {epsilon} in Euclidean distance",
-    "l1": "the changes of all pixels may add up to {epsilon}",
-}
+UNPROVED = "not break, and nothing is proven about any image."
+CERTIFIED = (
+    "Verified accuracy is proved for the float32 Keras model in inference, up to rounding, and for "
+    "the test images counted here. It does not hold for an int8 TFLite file or another export of "
+    "the model, nor for images that are not among them.",
+    "An undecided image is neither proved nor broken: the bounds are too loose or the attack is "
+    "too weak for it. The share that no attack could break lies between verified and under attack.",
+)
 
 
 class Card:
@@ -158,7 +163,7 @@ def card(
         "versions": _versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "data": None if data is None else _data(data),
-        "threat": threat and _threat(threat),
+        "threat": threat and described(threat),
         "reference": reference,
         "models": parts,
         "limits": [*limits, *standing_limits(parts)],
@@ -196,25 +201,6 @@ def _versions():
     return found
 
 
-def radius(epsilon):
-    """A radius as people write it: grey levels where it is a whole number of them.
-
-    >>> radius(8 / 255), radius(0.3)
-    ('8/255', '0.3')
-    """
-    grey = epsilon * 255
-    whole = abs(grey - round(grey)) < 1e-6 and 0 < grey < 255 and len(f"{epsilon:.10g}") > 6
-    return f"{round(grey)}/255" if whole else f"{epsilon:g}"
-
-
-def _threat(threat):
-    epsilon = radius(threat.epsilon)
-    allows = ALLOWS.get(threat.norm, "changes up to {epsilon} are allowed").format(epsilon=epsilon)
-    kind = type(threat).__name__
-    values = {"norm": threat.norm, "epsilon": threat.epsilon, "name": f"{kind}, epsilon {epsilon}"}
-    return {**values, "text": f"{allows} (pixels lie in [0, 1])"}
-
-
 def strongest(part):
     """`(family, rate)` of the lowest robust accuracy of one model, or `(None, None)`."""
     rates = {name: rate for name, rate in part["families"].items() if rate}
@@ -224,36 +210,49 @@ def strongest(part):
 
 def headline(values):
     """One sentence on the smallest model that was attacked; of equals, the most robust."""
+    threat = values["threat"]
 
     def order(part):
         flops = part["footprint"]["flops"] if part["footprint"] else float("inf")
-        return flops, -strongest(part)[1]["accuracy"]
+        rate = strongest(part)[1] or proof_of(part, threat)["verified"]
+        return flops, -rate["accuracy"]
 
-    attacked = {k: p for k, p in values["models"].items() if strongest(p)[0] and p["clean"]}
-    if not attacked:
+    known = {key: part for key, part in values["models"].items() if part["clean"]}
+    judged = {k: p for k, p in known.items() if strongest(p)[0]} or {
+        k: p for k, p in known.items() if proof_of(p, threat)
+    }
+    if not judged:
         return None
-    key = min(attacked, key=lambda k: order(attacked[k]))
-    part, (family, rate) = attacked[key], strongest(attacked[key])
-    text = (
-        f"{key} names the right class on {100 * part['clean']['accuracy']:.1f} % of clean images "
-        f"and on {100 * rate['accuracy']:.1f} % of {rate['n']:,} when {family} attacks them"
-    )
-    if values["threat"]:
-        text += f" ({values['threat']['name']})"
+    key = min(judged, key=lambda k: order(judged[k]))
+    part, (family, rate) = judged[key], strongest(judged[key])
+    text = f"{key} names the right class on {100 * part['clean']['accuracy']:.1f} % of clean images"
+    if family:
+        text += (
+            f" and on {100 * rate['accuracy']:.1f} % of {rate['n']:,} when {family} attacks them"
+        )
+        if threat:
+            text += f" ({threat['name']})"
     gain = part.get("gain", {}).get("xflops")
     if gain and gain > 1.005:
         text += f", with {gain:.1f} times fewer FLOPs than {values['reference']}"
+    proof = proof_of(part, threat)
+    if proof:
+        share = f"{100 * proof['verified']['accuracy']:.1f} % of {proof['n']:,}"
+        text += f"; on {share} it is proved that no attack within {named(proof)}, can succeed"
     return text + "."
 
 
 def standing_limits(parts):
     """What the figures of these models do not show, whatever they are."""
+    proved = any(part.get("certificate") for part in parts.values())
     found = [
         "Robust accuracy is an upper bound: it counts the images that the attacks named here did "
-        "not break, and nothing is proven about any image.",
+        + ("not break; only verified images are proved." if proved else UNPROVED),
         "It holds for the threat named on this card only, not for other norms, larger radii, "
         "rotations, blur or physical changes.",
     ]
+    if proved:
+        found += CERTIFIED
     missing = [f for f in FAMILIES if all(p["families"].get(f) is None for p in parts.values())]
     if missing and any(part["scores"] for part in parts.values()):
         found.append(f"Not run: {', '.join(missing)}.")

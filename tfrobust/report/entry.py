@@ -11,6 +11,8 @@ from tfrobust.diagnostics import ZERO, FeatureMaps, Histogram, Landscape, Vulner
 from tfrobust.evaluate import FAMILIES, Curve, Scores, Transfer
 from tfrobust.footprint import Footprint
 from tfrobust.regularizers import Vulnerability
+from tfrobust.report import contradictions
+from tfrobust.verify import Certificate
 
 BINS = 36
 KEPT = 2  # images of a map that a card holds
@@ -35,11 +37,17 @@ class Entry:
         map: `tr.diagnostics.vulnerability_map(...)` or `pixel_map(...)`; its first two images.
         features: `tr.diagnostics.feature_maps(...)`; its first image.
         landscape: `tr.diagnostics.loss_landscape(...)`.
+        certificate: `tr.verify.Certificate` or a list of them (say one for each threat), of the
+            same model and the same images as `scores`.
         transfer: `tr.evaluate.Transfer` or a list: accuracy of exported files under replay.
         curve: `tr.evaluate.Curve`, default the last one of `scores`.
         command: What trains this very model, if it differs from the card's command.
         note: One sentence about the model.
         settings: JSON-like dictionary of hyperparameters.
+
+    Raises:
+        TypeError: other objects than these.
+        ValueError: an attack of `scores` broke images that `certificate` verifies.
     """
 
     scores: Scores | list | None = None
@@ -58,10 +66,13 @@ class Entry:
     map: VulnerabilityMap | None = None
     features: FeatureMaps | None = None
     landscape: Landscape | None = None
+    certificate: Certificate | list | None = None
 
     def __post_init__(self):
         self.scores = _listed("scores", self.scores, Scores)
         self.transfer = _listed("transfer", self.transfer, Transfer)
+        self.certificate = _listed("certificate", self.certificate, Certificate)
+        self.doubts = contradictions.check(self.certificate, self.scores)
         _one("footprint", self.footprint, Footprint)
         _one("vulnerability", self.vulnerability, Vulnerability)
         _one("curve", self.curve, Curve)
@@ -80,8 +91,7 @@ class Entry:
 
     def to_dict(self):
         """Plain JSON values; sizes of files are read now, paths are not kept."""
-        clean = self.scores[-1].clean if self.scores else None
-        longest = max(self.scores, key=lambda s: s.n, default=None)
+        longest = max(self.scores or self.certificate, key=lambda s: s.n, default=None)
         families = {name: None for name in FAMILIES}
         for scores in self.scores:
             families.update({name: rate.to_dict() for name, rate in scores.families.items()})
@@ -92,11 +102,11 @@ class Entry:
             "note": self.note,
             "command": self.command,
             "settings": self.settings,
-            "clean": clean and longest.clean.to_dict(),
+            "clean": longest and longest.clean.to_dict(),
             "families": families,
             "scores": [scores.to_dict() for scores in self.scores],
             "curve": self.curve and self.curve.to_dict(),
-            "flags": [flag.to_dict() for flag in flags],
+            "flags": [flag.to_dict() for flag in (*flags, *self.doubts)],
             "footprint": self.footprint and self.footprint.to_dict(),
             "files": [_file(file) for file in self.files],
             "latency_ms": {k: float(v) for k, v in (self.latency or {}).items()},
@@ -115,6 +125,7 @@ class Entry:
             "map": seen and packed(seen.first(KEPT).to_dict()),
             "features": shown and packed(shown.first(1).to_dict()),
             "landscape": self.landscape and packed(self.landscape.to_dict()),
+            "certificate": [proof.to_dict() for proof in self.certificate],
         }
         return {name: values for name, values in found.items() if values}
 

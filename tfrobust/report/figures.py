@@ -17,10 +17,12 @@ from tfrobust.diagnostics import (
     vulnerability_curve,
     vulnerability_histogram,
 )
+from tfrobust.evaluate import Curve as Attacked
 from tfrobust.regularizers import Vulnerability
-from tfrobust.report import explain
+from tfrobust.report import certified, explain
 from tfrobust.report.card import Card
 from tfrobust.report.plots import PAPER, colours_of, style
+from tfrobust.verify import Certificate, CertifiedCurve
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -114,6 +116,44 @@ def plot_sparsity(found, path=None):
     curves = _named("found", found, Curve)
     parts = {name: explain.curve_values(curve) for name, curve in curves.items()}
     return _figure(explain.sparsity, parts, path)
+
+
+def plot_certified(found, path=None, attacked=None):
+    """Certified accuracy against epsilon with 95 % bands, and what attacks leave, dashed.
+
+    Args:
+        found: `tr.verify.certify(..., eps_grid=...)`, the `CertifiedCurve` of one, or {name: one of
+            them}. Of a certificate, what its own attack left is marked at its radius.
+        path: As in `plot_vulnerability`.
+        attacked: `tr.evaluate.Curve` (of `robustness(..., eps_grid=...)`) in the same norm, or
+            {name: Curve} with names of `found`; or None.
+
+    Raises:
+        TypeError, ValueError: other results, a certificate without a curve, another norm.
+    """
+    found = _named("found", found, Certificate | CertifiedCurve)
+    attacked = {} if attacked is None else _named("attacked", attacked, Attacked)
+    if set(attacked) - set(found):
+        raise ValueError(
+            f"`attacked` must have names of `found`: {list(found)}. Received: {list(attacked)}"
+        )
+    parts = {}
+    for name, one in found.items():
+        curve = one.curve if isinstance(one, Certificate) else one
+        if curve is None:
+            raise ValueError(
+                "`found` must have a curve: tr.verify.certify(..., eps_grid=[0.05, 0.1]). "
+                f"Received: a certificate without one{f' ({name})' * bool(name)}"
+            )
+        under = attacked.get(name)
+        if under is not None and under.norm != curve.norm:
+            raise ValueError(
+                f"`attacked` must be in the norm of `found`, {curve.norm}. Received: {under.norm}"
+            )
+        proof = one.to_dict() if isinstance(one, Certificate) else None
+        values = certified.drawn(curve.to_dict(), proof, under and under.to_dict())
+        parts[name] = {curve.norm: values}
+    return _figure(certified.picture, parts, path)
 
 
 def sparsity_of(cards):

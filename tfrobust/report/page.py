@@ -5,12 +5,12 @@ import pathlib
 
 from tfrobust.diagnostics import vulnerability_curve
 from tfrobust.evaluate import FAMILIES, AttackScore
-from tfrobust.report import explain, plots
+from tfrobust.report import certified, explain, plots
 from tfrobust.report.entry import unpacked
 from tfrobust.report.terminal import grouped, kind, latency, number, others, size, sparse
 
 EXPLAINED = ("vulnerability_black", "histogram", "map", "features", "landscape")
-PICTURES = ("layers", "histogram", "map", "features", "sparsity", "landscape")
+PICTURES = ("layers", "histogram", "map", "features", "sparsity", "landscape", "certified")
 SIDES = {"white": "vulnerability", "black": "vulnerability_black"}
 TEMPLATES = pathlib.Path(__file__).resolve().parent.parent / "templates"
 
@@ -35,6 +35,7 @@ def _environment():
             "share": share,
             "latency": latency,
             "sparse": sparse,
+            "told": certified.told,
         }
     )
     return found
@@ -93,6 +94,12 @@ def render(values):
             moved={n: p["vulnerability"] for n, p in models.items() if p["vulnerability"]},
             explained={name: _parts(models, name) for name in EXPLAINED},
             flags=grouped(models),
+            proofs=certified.rows(models),
+            certified_curves=any(
+                values["attacked"]
+                for norms in certified.parts_of(models).values()
+                for values in norms.values()
+            ),
             attacks=_attacks(models),
             by_class=_by_class(models),
             order=list(models),
@@ -126,6 +133,9 @@ def _explained(values):
     }
     if any(part.get("vulnerability_black") or part.get("histogram") for part in models.values()):
         found["layers"] = explain.layers, sides
+    proved = certified.parts_of(models)
+    if proved:
+        found["certified"] = certified.picture, proved
     points = explain.points_of(models)
     if len(points) > 1:
         curves = {

@@ -1,6 +1,7 @@
 """The card's main figures as a table in a terminal, and the short forms of numbers."""
 
 from tfrobust.evaluate import FAMILIES
+from tfrobust.report import certified
 
 WIDE = 145  # columns that one table needs
 
@@ -102,15 +103,18 @@ class Table:
         else:
             yield self._table(robust, narrow=True)
             yield self._table(costs, narrow=True)
+        proofs = self._proofs()
+        if proofs:
+            yield self._table(proofs, narrow=options.max_width < WIDE, title="certificates")
         for text in self._notes():
             yield Text(text, style="dim")
 
-    def _table(self, columns, narrow=False):
+    def _table(self, columns, narrow=False, title=None):
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=self.values["name"], show_lines=True)
+        table = RichTable(title=title or self.values["name"], show_lines=True)
         if narrow:  # 80 columns must do
             table.box, table.pad_edge, table.padding = box.SIMPLE, False, (0, 1, 0, 0)
         for place, (title, _) in enumerate(columns):
@@ -133,6 +137,21 @@ class Table:
         if any(others(part)[0] for part in parts.values()):
             columns.append(("others", [self._rate(*others(p)[::-1]) for p in parts.values()]))
         return columns
+
+    def _proofs(self):
+        """Columns of a table with a row for each certificate, None without any."""
+        from rich.text import Text
+
+        rows = certified.rows(self.values["models"])
+        if not rows:
+            return None
+        names = [Text(row["model"]).append(f"\n{row['threat']}", style="dim") for row in rows]
+        columns = [("model and threat", names)]
+        for title, key in (("clean", "clean"), ("attacked", "attacked"), ("verified", "verified")):
+            columns.append((title, [self._rate(row["proof"][key]) for row in rows]))
+        kinds = ("verified", "undecided", "broken")
+        counts = ["\n".join(f"{row[kind]:,} {kind}" for kind in kinds) for row in rows]
+        return [*columns, ("images", counts)]
 
     def _usual(self):
         """Number of images behind most figures."""
@@ -175,6 +194,19 @@ class Table:
     def _notes(self):
         if self._usual():
             yield f"Percent right of n = {self._usual():,} images, 95 % intervals below."
+        yield from self._proved()
         for flag, cases in grouped(self.values["models"]):
             seen = " ".join(f"{'; '.join(names)}: {sentence}" for names, sentence in cases)
             yield f"{flag['severity']} ({flag['code']}) {seen} {flag['advice']}"
+
+    def _proved(self):
+        rows = certified.rows(self.values["models"])
+        for row in rows:
+            stages = "; ".join(map(certified.told, row["stages"]))
+            yield f"{row['model']}, {row['threat']}, decided by {stages}."
+        if rows:
+            yield (
+                "Verified: proved that no attack within the threat changes the answer, for the "
+                "float32 Keras model, not for its int8 TFLite export. Undecided: neither proved "
+                "nor broken."
+            )
