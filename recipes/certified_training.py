@@ -8,6 +8,8 @@ and AutoAttack on the first 1,000.
 Command: python -m recipes.certified_training --epsilon 0.1 --grow 1.5
 """
 
+import dataclasses
+
 import keras
 
 import tfrobust as tr
@@ -132,8 +134,7 @@ def judged(net, label, scene, data, args, work, told, attack=True):
             seconds=told["seconds"][0],
             settings={**settings(args), **told, "zeros": pruning_stages.zeros(net)},
         )
-    entry.certificate = proof
-    return entry
+    return dataclasses.replace(entry, certificate=proof)
 
 
 def certificate_file(work, label, args):
