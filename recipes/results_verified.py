@@ -101,7 +101,7 @@ def grid(start, kind, root=ROOT):
         if name in entries.get("verif", {}):
             now, then = (entries["verif"][n]["certificate"][0] for n in (name, START))
             kept = " / ".join(
-                f"{100 * now[k]['accuracy'] / then[k]['accuracy']:.1f}"
+                f"{100 * now[k]['accuracy'] / then[k]['accuracy']:.1f}" if then[k]["count"] else "-"
                 for k in ("clean", "attacked", "verified")
             )
             kept += " %"
