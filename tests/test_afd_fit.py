@@ -113,9 +113,9 @@ def test_failed_attacks_hand_out_their_best_point_or_the_image():
     ],
 )
 def test_labels_of_every_kind(kind):
-    """A last batch of 2 among batches of 5; all kinds of the same labels train alike."""
+    """A last batch of 1 among batches of 5; all kinds of the same labels train alike."""
     classes = {"two classes": 2, "one logit": 2}.get(kind, 4)
-    x, y = bank.data(12, classes)
+    x, y = bank.data(11, classes)
     loss, net = None, bank.net(1 if kind == "one logit" else classes)
     if kind == "one-hot":
         y = np.eye(4, dtype="float32")[y]
@@ -123,14 +123,15 @@ def test_labels_of_every_kind(kind):
     else:
         y = y.astype("int64" if kind == "int64" else "int32")
     game = bank.game(classifier=net, loss=loss)
-    logs = game.fit(x, y, batch_size=5, verbose=0).history
+    logs = game.fit(x, y, batch_size=5, shuffle=False, verbose=0).history
     assert set(tr.training.domain.FIGURES) <= set(logs)
     assert all(np.isfinite(values).all() for values in logs.values())
     assert game.discriminator.get_layer("rows").classes == classes
     if classes == 4:
         reference = bank.game()
-        reference.fit(*bank.data(), batch_size=5, verbose=0, shuffle=True)
-        assert set(reference.optimizers) == set(game.optimizers)
+        reference.fit(*bank.data(11), batch_size=5, shuffle=False, verbose=0)
+        for one, two in zip(game.variables, reference.variables, strict=True):
+            np.testing.assert_allclose(one.numpy(), two.numpy(), atol=1e-6, err_msg=one.path)
 
 
 def test_weights_of_examples_and_classes_reach_every_loss():
