@@ -270,7 +270,7 @@ def test_one_step_does_what_its_loss_wants():
 
 
 def test_gradient_of_the_encoder_is_what_moves_it():
-    """Momentum 0: the step is rate times a gradient of the reported norm, weight and decay in it."""
+    """Without momentum a step is rate times gradient; weight and decay are in both."""
     game = bank.game(weight=0.7, encoder_decay=0.1)
     rates = {"weights": 0.0, "discriminator": 0.0, "encoder": 0.5}
     game.compile({g: keras.optimizers.SGD(r) for g, r in rates.items()}, run_eagerly=True)

@@ -1,14 +1,14 @@
-"""Adding an evaluation to a card that exists: a later attack, or more images."""
+"""Adding to a card that exists: a later attack, more images, or what explains a model."""
 
 import copy
 
 from tfrobust.evaluate import Scores
 from tfrobust.report.card import Card, headline, standing_limits
-from tfrobust.report.entry import finite
+from tfrobust.report.entry import Entry, finite
 
 
-def amended(card, model, scores, command=None):
-    """A new card on which one model has one more evaluation.
+def amended(card, model, scores=None, command=None, entry=None):
+    """A new card on which one model has one more evaluation, or more that explains it.
 
     Where the same attacks with the same settings were on the card for as many images, the new
     figures replace the old ones. The last evaluation of a family is the one that is shown.
@@ -16,8 +16,10 @@ def amended(card, model, scores, command=None):
     Args:
         card: `Card`.
         model: Name of the model on the card.
-        scores: `tr.evaluate.Scores`.
+        scores: `tr.evaluate.Scores`, or None.
         command: What made the scores; it is listed with the card's own.
+        entry: `Entry` whose `explanations()` (pictures of features and representations) are put
+            on the card, in place of those it has of the same kind; its scores are not looked at.
 
     Returns:
         `Card`; its limits and a summary that was not given by hand are made anew.
@@ -36,9 +38,16 @@ def amended(card, model, scores, command=None):
     if model not in values["models"]:
         names = ", ".join(map(repr, values["models"]))
         raise ValueError(f"`model` must be one of {names}. Received: model={model!r}")
+    part = values["models"][model]
+    if entry is not None:
+        if not isinstance(entry, Entry):
+            raise TypeError(f"`entry` must be a tr.report.Entry. Received: {type(entry).__name__}")
+        part.update(entry.explanations())
+    if scores is None and entry is not None:
+        return Card(finite(values))
     if not isinstance(scores, Scores):
         raise TypeError(f"`scores` must be a tr.evaluate.Scores. Received: {type(scores).__name__}")
-    part, new = values["models"][model], scores.to_dict()
+    new = scores.to_dict()
     part["scores"] = [old for old in part["scores"] if _what(old) != _what(new)] + [new]
     part["families"].update(new["families"])
     if part["clean"] is None or new["clean"]["n"] > part["clean"]["n"]:
