@@ -28,7 +28,7 @@ def main():
     parser.parse_args()
     for card in (ROOT / "saved_models").glob("*/card.json"):
         tr.report.load(card).save(card.parent)  # the page follows from the JSON
-    for name, text in {**pages(), **results_pruning.plots()}.items():
+    for name, text in {**pages(), **results_pruning.plots(), **results_afd.plots()}.items():
         path = tr.files.target(ROOT / name)
         tr.files.replace(path, lambda temporary, t=text: open(temporary, "w").write(t))
         print(f"wrote {name}")
