@@ -104,6 +104,7 @@ def test_drawn_values_are_those_given(results):
     assert dot.get_xdata()[0] == found.dimensions
 
 
+@pytest.mark.slow
 def test_card_has_a_place_for_all_of_them(results, tmp_path):
     entries = {"AFD <1>": R.Entry(**results), "plain": R.Entry()}
     card = R.card("game", entries, command="make game", date="2026-01-01")
@@ -132,6 +133,8 @@ def test_amended_card_has_new_explanations_beside_its_old(results):
     new = R.amended(card, "game", entry=R.Entry(dimensions=results["dimensions"]))
     part = new.to_dict()["models"]["game"]
     assert {"trace", "dimensions"} <= set(part)
+    page = new.html()
+    assert "A discriminator that guesses" in page and 'id="dimensions-' in page
     assert "dimensions" not in card.to_dict()["models"]["game"]
     with pytest.raises(TypeError, match=r"`entry` must be a tr\.report\.Entry"):
         R.amended(card, "game", entry=3)
