@@ -211,8 +211,14 @@ def ship(name, method, seed, net, told, data, args):
     flags += [(f"--{k.replace('_', '-')}", getattr(args, k)) for k, v in DEFAULTS.items()
               if getattr(args, k) != v]  # fmt: skip
     words = [str(word) for flag in flags for word in flag] + ["--smoke"] * args.smoke
+    trace = None
+    if told.get("trace"):
+        trace = tr.diagnostics.DiscriminatorTrace()
+        trace.rows = told["trace"]
+    told = {key: value for key, value in told.items() if key != "trace"}
     entry = tr.report.Entry(
         scores=scores,
+        trace=trace,
         footprint=tr.footprint.measure(net),
         files=[tr.export.keras_file(net, args.out / name / "model.keras")],
         seconds=told["seconds"][0],

@@ -1,9 +1,10 @@
 """Areas under accuracy over epsilon for eight attacks, and how large the representations are.
 
 Paper: Bashivan et al. (ICLR 2021 submission), Table 2 with the grids of Table A2, Table A5 (units
-and principal components) and Figure 2 (sensitivity). Takes the nets that recipes.afd_table1 left in
-saved_models/mnist_rn18_* and writes curves.json and features.json beside their cards, attack by
-attack: a run does only what is missing (--again starts anew). The areas are those of
+and principal components), Table A7 (angles to PGD) and Figures 2, A7 and A8 (sensitivity, images
+that classes like, t-SNE). Takes the nets that recipes.afd_table1 left in saved_models/mnist_rn18_*,
+writes curves.json and features.json beside their cards, attack by attack, and their pictures onto
+the cards: a run does only what is missing (--again starts anew). The areas are those of
 `tr.evaluate`: per-example, an image broken at one radius stays broken at larger ones, and attacks
 for the smallest change count at epsilon where that change is larger. (Foolbox clips the change to
 epsilon and tests again, which is weaker.)
@@ -22,6 +23,7 @@ from recipes import results_afd
 
 RADII = (0, 0.1, 0.3, 0.35, 0.4, 0.45, 0.5)
 SHARE = 0.025  # of epsilon, the step of PGD in L2 and L1
+SEEN = 200  # test images of angles and t-SNE
 
 
 def attacks_of(smoke):
@@ -104,33 +106,68 @@ def curves(net, folder, data, args):
         )
         rule = "smallest change > epsilon" if smallest else "attacked at each radius"
         told[name] = {**scores.curve.to_dict(), "n": args.n, "rule": rule}
+        areas = {key: tr.evaluate.Curve.from_dict(told[key]) for key in told}
+        onto_card(folder, areas=areas)
         keep(path, told)
         print(f"{folder.name} {name}: area {scores.curve.auc:.4f}", flush=True)
 
 
+def onto_card(folder, **found):
+    """Results in their places on the one model of a card."""
+    card = tr.report.load(folder)
+    (model,) = card.to_dict()["models"]
+    tr.report.amended(card, model, entry=tr.report.Entry(**found)).save(folder)
+
+
 def features(net, folder, data, args):
-    """Table A5 and the sensitivity at each epsilon, into features.json."""
+    """Table A5 and the sensitivity at each epsilon, into features.json; pictures for the card."""
     path = folder / "features.json"
     if measured(path, args.again).get("n") == args.n:
         return
     x, y = (part[: args.n] for part in data)
     names = [one.name for one in net.layers]
     layer = next(n for n in ("features", "pool", "relu_dense3") if n in names)
-    steps, shifts = 2 if args.smoke else 40, {}
+    steps, shifts, moved = 2 if args.smoke else 40, {}, {}
     for epsilon in (0.1, 0.2, 0.3, 0.4):
         attack = tr.attacks.PGD(tr.threats.Linf(epsilon), steps=steps, last_iterate=True)
-        found = tr.diagnostics.representation_sensitivity(net, x, attack(net, x, y), layer)
-        shifts[str(epsilon)] = found.to_dict()
+        moved[epsilon] = attack(net, x, y)
+        shifts[epsilon] = tr.diagnostics.representation_sensitivity(net, x, moved[epsilon], layer)
     size = tr.diagnostics.feature_dimensions(net, x, layer)
-    matrix = tr.diagnostics.class_gradients(net, x, y).matrix
+    slopes = tr.diagnostics.class_gradients(net, x, y)
+    few, labels = x[:SEEN], y[:SEEN]
+    moved = {epsilon: images[:SEEN] for epsilon, images in moved.items()}
+    others = {name: attacks_of(args.smoke)[name][0] for name in ("DDN", "DeepFool", "C&W")}
+    angles = {
+        name: tr.diagnostics.perturbation_angles(
+            net, few, moved[0.3], attack(net, few, labels), layer
+        )
+        for name, attack in others.items()
+    }
+    near = min(30.0, len(few) / 4)
+    planes = tr.diagnostics.tsne_planes(net, few, labels, moved, layer, perplexity=near)
+    random = (labels[:1] + np.random.default_rng(0).integers(1, 10, 1)) % 10
+    liked = {
+        name: tr.diagnostics.visualise_class(net, few[:1], wanted, steps=steps)
+        for name, wanted in (("true class", labels[:1]), ("random class", random))
+    }
+    onto_card(
+        folder,
+        sensitivity=shifts,
+        dimensions=size,
+        class_gradients=slopes,
+        angles=angles,
+        planes=planes,
+        visualised=liked,
+    )
     keep(
         path,
         {
             "n": args.n,
             "layer": layer,
             "dimensions": size.to_dict(),
-            "sensitivity": shifts,
-            "class_gradients": [[None if np.isnan(v) else v for v in row] for row in matrix],
+            "sensitivity": {str(epsilon): found.to_dict() for epsilon, found in shifts.items()},
+            "angles": {name: found.to_dict() for name, found in angles.items()},
+            "class_gradients": [[None if np.isnan(v) else v for v in row] for row in slopes.matrix],
         },
     )
     print(f"{folder.name}: {size.units} units, {size.dimensions} components", flush=True)

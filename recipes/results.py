@@ -29,7 +29,8 @@ def main():
     parser.parse_args()
     for card in (ROOT / "saved_models").glob("*/card.json"):
         tr.report.load(card).save(card.parent)  # the page follows from the JSON
-    for name, text in {**pages(), **results_pruning.plots(), **results_verified.plots()}.items():
+    plots = [page.plots() for page in (results_pruning, results_afd, results_verified)]
+    for name, text in {**pages(), **{k: v for part in plots for k, v in part.items()}}.items():
         path = tr.files.target(ROOT / name)
         tr.files.replace(path, lambda temporary, t=text: open(temporary, "w").write(t))
         print(f"wrote {name}")

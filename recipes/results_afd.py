@@ -139,15 +139,49 @@ def representations(root=ROOT, net="resnet18"):
     return lines
 
 
+def angles(root=ROOT, net="resnet18"):
+    """Table A7: mean angle in the representation to PGD's perturbation, radians."""
+    lines = ["| | DDN | DeepFool | C&W |", "|---|---|---|---|"]
+    for method in TABLE1:
+        for seed, (_, entry, _) in cards(method, root, net).items():
+            found = entry.get("angles")
+            if found:
+                told = [found[name]["mean"] for name in ("DDN", "DeepFool", "C&W")]
+                cells = " | ".join("-" if value is None else f"{value:.3f}" for value in told)
+                lines.append(f"| {METHODS[method].title}, seed {seed} | {cells} |")
+    return lines
+
+
+def plots(root=ROOT):
+    """{path below `root`: SVG text} of the sensitivity over epsilon, from cards that have it."""
+    import io
+
+    from matplotlib import rc_context
+
+    found = [
+        tr.report.load(folder)
+        for method in TABLE1
+        for folder, entry, _ in cards(method, root).values()
+        if "sensitivity" in entry
+    ]
+    if not found:
+        return {}
+    figure, out = tr.report.plot_sensitivity(found), io.StringIO()
+    with rc_context({"svg.hashsalt": "tfrobust", "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    return {"docs/results/afd_sensitivity.svg": text}
+
+
 def traces(root=ROOT, net="resnet18"):
     """How the game went: accuracy of the discriminator, and collapse."""
     lines = []
     for method in METHODS:
         for seed, (_, entry, _) in cards(method, root, net).items():
-            rows, found = entry["settings"].get("trace"), entry["settings"].get("collapse", [])
-            if not rows:
+            if "trace" not in entry:
                 continue
-            told = [row["discriminator_accuracy"] for row in rows]
+            trace, found = tr.report.entry.unpacked(entry["trace"]), entry["settings"]["collapse"]
+            told = trace["values"][:, trace["names"].index("discriminator_accuracy")]
             causes = ", ".join(f"{f['cause']} at step {f['step']}" for f in found) or "no collapse"
             lines.append(
                 f"- {METHODS[method].title}, seed {seed}: accuracy {told[0]:.3f} at first, "
@@ -176,6 +210,10 @@ def page(root=ROOT):
         "", "## Discriminators (Table A6)", "", *discriminators(root),
         "", "## Areas under accuracy over epsilon (Table 2)", "", *areas(root),
         "", "## Representations (Table A5)", "", *representations(root),
+        *(["", "![relative shift of the representation over epsilon](afd_sensitivity.svg)"]
+          if plots(root) else []),
+        "", "## Angles to the perturbation of PGD (Table A7; the paper's values are lost)", "",
+        *angles(root),
         "", "## The game", "", *traces(root),
         "", "## LeNet-5, which the paper calls unstable", "", *table1(root, "lenet5"),
         "", *traces(root, "lenet5"),

@@ -269,6 +269,47 @@ def test_one_step_does_what_its_loss_wants():
     assert moved("discriminator", 0.0, ("discriminator",)) < first
 
 
+def test_gradient_of_the_encoder_is_what_moves_it():
+    """Without momentum a step is rate times gradient; weight and decay are in both."""
+    game = bank.game(weight=0.7, encoder_decay=0.1)
+    rates = {"weights": 0.0, "discriminator": 0.0, "encoder": 0.5}
+    game.compile({g: keras.optimizers.SGD(r) for g, r in rates.items()}, run_eagerly=True)
+    owned = game.group_variables()["encoder"]
+    before = bank.values(owned)
+    logs = game.fit(*bank.data(), batch_size=12, verbose=0).history
+    steps = [new - old for new, old in zip(bank.values(owned), before, strict=True)]
+    norm = math.sqrt(sum(np.sum(step.astype("float64") ** 2) for step in steps)) / 0.5
+    assert logs["encoder_gradient"][0] == pytest.approx(norm, rel=1e-4) and norm > 1e-3
+
+
+def test_gradient_of_the_encoder_has_no_loss_scale_and_no_skipped_step():
+    game = bank.game((0.0, 0.0, 0.0))
+    want = game.fit(*bank.data(), batch_size=12, verbose=0).history["encoder_gradient"][0]
+    made = {g: keras.optimizers.SGD(0.0) for g in ("weights", "discriminator")}
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=2.0**9)
+    game = bank.game()
+    game.compile({**made, "encoder": scaled}, run_eagerly=True)
+    logs = game.fit(*bank.data(), batch_size=12, verbose=0).history
+    assert logs["encoder_gradient"][0] == pytest.approx(want, rel=1e-4)
+    scaled.dynamic_scale.assign(3e38)  # gradients overflow: the optimizer leaves this step out
+    logs = game.fit(*bank.data(), batch_size=12, verbose=0).history
+    assert logs["encoder_gradient"] == [0.0]
+
+
+def test_encoder_moves_in_proportion_to_the_scores():
+    """x' = x and a critic c * w h near 0: dL_E = -sigmoid(-d) c w / m, so O(c), not O(1)."""
+    lengths = []
+    for size in (1e-2, 1e-3):
+        h = keras.Input((6,))
+        critic = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(size))
+        game = bank.game(attack=bank.NOTHING, discriminator=keras.Model(h, critic(h)))
+        with tf.GradientTape() as tape:
+            loss = game.objective(batch(x_adv=bank.data()[0]), ("encoder",))["encoder"]
+        found = tape.gradient(loss, game.group_variables()["encoder"])
+        lengths.append(float(tf.linalg.global_norm([g for g in found if g is not None])))
+    assert lengths[0] == pytest.approx(10 * lengths[1], rel=0.02) and lengths[1] > 0
+
+
 def test_nothing_attacked_is_an_equilibrium():
     """x' = x: no discriminator is below 2 log 2, and one that guesses does not move the encoder."""
     for seed in range(3):

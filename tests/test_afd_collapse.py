@@ -81,14 +81,19 @@ def run(game, watch, *callbacks, epochs=8):
              callbacks=[*callbacks, watch])  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_injected_fault_is_caught_within_a_window(plain, fault):
-    game, start = plain
+def afresh(game, start):
+    """The game with its first weights and optimizers that have not moved yet."""
     game.set_weights(start)
     for optimizer in game.optimizers.values():
         for variable in optimizer.variables:
             variable.assign(np.zeros(variable.shape, variable.dtype))
         optimizer.learning_rate.assign(0.02)
+    return game
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_injected_fault_is_caught_within_a_window(plain, fault):
+    game = afresh(*plain)
     watch, onset = tr.training.CollapseWatch(window=WINDOW, action="stop"), 33
     with pytest.warns(tr.training.DiscriminatorCollapse) as caught:
         run(game, watch, Inject(fault, onset))
@@ -101,8 +106,7 @@ def test_injected_fault_is_caught_within_a_window(plain, fault):
 
 
 def test_restore_brings_the_best_epoch_back(plain):
-    game, start = plain
-    game.set_weights(start)
+    game = afresh(*plain)
     watch = tr.training.CollapseWatch(WINDOW, "restore", monitor="robust_accuracy")
     with pytest.warns(tr.training.DiscriminatorCollapse):
         run(game, watch, Inject("not finite", 33))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import tfrobust as tr
 from recipes import afd_stages, results_afd
 from tests.test_recipes import folder, run  # noqa: F401
 
@@ -44,8 +45,10 @@ def test_tables_of_afd(folder, tmp_path):  # noqa: F811
     saved = tmp_path / "smoke" / "saved_models" / "mnist_lenet_afd"
     card = json.loads((saved / "card.json").read_text())
     assert "--methods afd" in card["command"]
-    settings = card["models"]["AFD"]["settings"]
-    assert settings["collapse"] == [] and settings["trace"][-1]["discriminator_accuracy"] > 0
+    part = card["models"]["AFD"]
+    assert part["settings"]["collapse"] == [] and "trace" not in part["settings"]
+    trace = tr.report.entry.unpacked(part["trace"])
+    assert trace["values"][-1][trace["names"].index("discriminator_accuracy")] > 0
     assert "has a card" in run("afd_table1", "--resume", *flags)
     assert "AFD, FC1-PD, seed 0" in run("afd_discriminators", *flags)
     page = results_afd.page(tmp_path / "smoke")
@@ -60,3 +63,14 @@ def test_areas(folder, tmp_path):  # noqa: F811
     saved = tmp_path / "afd_table2" / "smoke" / "saved_models" / "mnist_lenet_afd"
     curves = json.loads((saved / "curves.json").read_text())
     assert set(curves) == set(results_afd.AREAS)
+    part = tr.report.load(saved).to_dict()["models"]["AFD"]
+    given = set(tr.report.representation.FIELDS) - {"trace"}
+    assert given <= set(part) and set(part["areas"]) == set(curves)
+    root = saved.parent.parent
+    assert len(results_afd.angles(root, "lenet5")) == 3
+    assert results_afd.plots(root) == {}  # of the ResNet alone
+    saved.rename(saved.parent / "mnist_rn18_afd")
+    (drawn,) = results_afd.plots(root).values()
+    assert "relative shift of the representation" in drawn
+    assert results_afd.plots(root) == {"docs/results/afd_sensitivity.svg": drawn}
+    assert "afd_sensitivity.svg" in results_afd.page(root)

@@ -240,7 +240,11 @@ def test_a_card_takes_a_certificate_later():
     "call, error, match",
     [
         (lambda c: report.Entry(certificate=0.9), TypeError, "`certificate` must be a verify.Cert"),
-        (lambda c: report.amended(c, "bare"), ValueError, "`scores` or `certificate` must be"),
+        (
+            lambda c: report.amended(c, "bare"),
+            ValueError,
+            "`scores`, `certificate` or `entry`",
+        ),
         (lambda c: report.amended(c, "bare", certificate={}), TypeError, "tr.verify.Certificate"),
         (lambda c: report.plot_certified(certificate()), ValueError, r"eps_grid=\["),
         (lambda c: report.plot_certified({}), ValueError, "at least one Certificate or"),

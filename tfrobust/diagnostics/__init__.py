@@ -32,11 +32,13 @@ from tfrobust.diagnostics.measures import Measure, r_2, r_inf
 from tfrobust.diagnostics.representation import (
     Angles,
     Dimensions,
+    Planes,
     Sensitivity,
     feature_dimensions,
     perturbation_angles,
     representation_sensitivity,
     tsne,
+    tsne_planes,
 )
 from tfrobust.diagnostics.vulnerability import (
     ZERO,
@@ -64,6 +66,7 @@ __all__ = [
     "Histogram",
     "Landscape",
     "Measure",
+    "Planes",
     "PruningWatch",
     "Sensitivity",
     "Visualised",
@@ -84,6 +87,7 @@ __all__ = [
     "r_inf",
     "representation_sensitivity",
     "tsne",
+    "tsne_planes",
     "visualise_class",
     "vulnerability",
     "vulnerability_curve",

@@ -92,11 +92,23 @@ class Visualised:
         images: float32 like x, the last images.
         gradient: float32 like x, d logit / d x at the start.
         logits: float64 `(steps + 1, n)`, the class's logit before each step and at the end.
+        x, y: The images it began with, and the classes.
     """
 
     images: np.ndarray
     gradient: np.ndarray
     logits: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+    def first(self, count):
+        """Of the first `count` images alone."""
+        parts = (getattr(self, name)[:count] for name in ("images", "gradient"))
+        return Visualised(*parts, self.logits[:, :count], self.x[:count], self.y[:count])
+
+    def to_dict(self):
+        """Plain lists."""
+        return {f.name: getattr(self, f.name).tolist() for f in dataclasses.fields(self)}
 
 
 def visualise_class(model, x, y, steps=100, step_size=0.1):
@@ -139,7 +151,7 @@ def visualise_class(model, x, y, steps=100, step_size=0.1):
         told = tf.clip_by_value(told + step_size * gradient / tf.maximum(length, FLOOR), 0.0, 1.0)
     rows.append(_wanted(model, told, y)[0])
     logits = np.array([np.asarray(row, np.float64) for row in rows])
-    return Visualised(told.numpy(), np.asarray(first), logits)
+    return Visualised(told.numpy(), np.asarray(first), logits, x, y)
 
 
 def _wanted(model, x, y):

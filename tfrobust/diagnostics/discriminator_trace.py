@@ -51,6 +51,11 @@ class DiscriminatorTrace(keras.callbacks.Callback):
         """float64 `(rows,)` of one figure, or of "step"."""
         return np.array([row[name] for row in self.rows], np.float64)
 
+    def to_dict(self):
+        """{"names": figures, "values": a list for each row}; None where nothing was counted."""
+        names = list(self.rows[0]) if self.rows else []
+        return {"names": names, "values": [[row[name] for name in names] for row in self.rows]}
+
     def on_train_begin(self, logs=None):
         if not isinstance(self.model, AFD):
             raise TypeError(

@@ -85,9 +85,37 @@ class Angles:
     def mean(self):
         return float(self.values.mean()) if len(self.values) else float("nan")
 
+    @property
+    def deviation(self):
+        """Standard deviation over the images."""
+        return float(self.values.std()) if len(self.values) else float("nan")
+
     def to_dict(self):
         """Plain numbers."""
-        return {"mean": self.mean, "n": len(self.values), "left_out": self.left_out}
+        means = {"mean": self.mean, "deviation": self.deviation}
+        return {**means, "n": len(self.values), "left_out": self.left_out}
+
+
+@dataclasses.dataclass(frozen=True)
+class Planes:
+    """Representations of clean and of attacked images in planes of their own.
+
+    Attributes:
+        clean: float32 `(n, 2)`, clean images alone.
+        epsilons: Tuple of k radii, ascending.
+        pairs: float32 `(k, 2, n, 2)`: for each radius clean and attacked images in one plane.
+        labels: Integers `(n,)`.
+    """
+
+    clean: np.ndarray
+    epsilons: tuple
+    pairs: np.ndarray
+    labels: np.ndarray
+
+    def to_dict(self):
+        """Plain lists."""
+        parts = {name: getattr(self, name).tolist() for name in ("clean", "pairs", "labels")}
+        return {**parts, "epsilons": list(self.epsilons)}
 
 
 def representation_of(model, x, feature_layer=None):
@@ -244,6 +272,13 @@ def tsne(model, x, feature_layer=None, seed=0, perplexity=30.0):
 
     Returns:
         float32 `(n, 2)`.
+
+    Example:
+
+    >>> from tfrobust import models
+    >>> x = np.random.default_rng(0).uniform(0, 1, (12, 8, 8, 1))
+    >>> tsne(models.digits_net(), x, perplexity=3.0).shape
+    (12, 2)
     """
     from sklearn.manifold import TSNE
 
@@ -256,3 +291,39 @@ def tsne(model, x, feature_layer=None, seed=0, perplexity=30.0):
     seed = contract.whole("seed", seed, 0)
     h = representation_of(model, x, feature_layer)
     return TSNE(perplexity=float(perplexity), init="pca", random_state=seed).fit_transform(h)
+
+
+def tsne_planes(model, x, y, x_adv, feature_layer=None, seed=0, perplexity=30.0):
+    """Clean images alone, and beside attacked ones of every strength (Figures A8 to A10).
+
+    Args:
+        model, feature_layer, seed, perplexity: as for `tsne`.
+        x, y: Images `(n, ...)` in [0, 1] and integer labels `(n,)`; the same for all methods.
+        x_adv: {epsilon: images `(n, ...)`}, what an attack of that radius made of them.
+
+    Returns:
+        `Planes`.
+
+    Reference: Bashivan et al. (ICLR 2021 submission), Figures A8 to A10.
+
+    Example:
+
+    >>> from tfrobust import models
+    >>> x = np.random.default_rng(0).uniform(0, 1, (8, 8, 8, 1))
+    >>> found = tsne_planes(models.digits_net(), x, range(8), {0.1: 1 - x}, perplexity=3.0)
+    >>> found.clean.shape, found.epsilons, found.pairs.shape
+    ((8, 2), (0.1,), (1, 2, 8, 2))
+    """
+    (x,) = _images(model, x=x)
+    labels = contract.labels(y, contract.classes_of(model), count=len(x))
+    if not isinstance(x_adv, dict):
+        raise TypeError(
+            f"`x_adv` must be a dict {{epsilon: images}}. Received: {type(x_adv).__name__}"
+        )
+    epsilons = sorted(checks.number("x_adv", epsilon) for epsilon in x_adv)
+    given = [_images(model, x=x, x_adv=x_adv[epsilon])[1] for epsilon in epsilons]
+    options = (feature_layer, seed, perplexity)
+    clean = tsne(model, x, *options)
+    pairs = [tsne(model, np.concatenate([x, moved]), *options) for moved in given]
+    pairs = np.array(pairs, np.float32).reshape(len(pairs), 2, len(x), 2)
+    return Planes(clean, tuple(epsilons), pairs, labels)

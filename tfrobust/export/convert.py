@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import contract, files, layers, pruning
+from tfrobust import contract, files, graph, layers, pruning
 from tfrobust.export.interpreter import Runner, predict, quiet
 from tfrobust.export.result import Exported, compare, first_line
 
@@ -140,7 +140,7 @@ def _ready(model):
 def _convert(model, shape, quantize, calibration, sparse):
     # A module that holds the variables lets the converter freeze them; a Keras model in its
     # place leaves resource variables in the file, which the calibrator cannot run.
-    module = tf.Module()
+    module, model = tf.Module(), _without_infinity(model)
     module.held = [variable.value for variable in model.variables]
     module.serve = tf.function(
         lambda image: model(image, training=False),
@@ -165,6 +165,28 @@ def _convert(model, shape, quantize, calibration, sparse):
         raise ValueError(
             f"`model` must be expressible in TensorFlow Lite. Received: {first_line(error)}"
         ) from error
+
+
+def _without_infinity(model):
+    """The same function where features of length 0 do not pass through 1 / 0.
+
+    `UnitNormalization` computes min(1 / sqrt(0), 1 / epsilon); XNNPACK's 1 / sqrt(0) is NaN. This
+    form becomes L2_NORMALIZATION, one operation, also of int8, which takes lengths below 1e-6 for
+    1e-6.
+    """
+    unit = keras.layers.UnitNormalization
+    if not any(isinstance(layer, unit) for layer in model._flatten_layers(include_self=False)):
+        return model
+
+    def visit(node, *args, **kwargs):
+        if not isinstance(node.layer, unit):
+            return graph.copy(node, *args, **kwargs)
+        (h,), ops = args, keras.ops
+        axes = tuple(np.atleast_1d(node.layer.axis).tolist())
+        square = ops.sum(ops.square(h), axes, keepdims=True)
+        return h * ops.rsqrt(ops.maximum(square, 1e-24))  # epsilon ** 2
+
+    return graph.rebuild(model, visit)
 
 
 def _weigh(model, content, plain):

@@ -1,16 +1,16 @@
-"""Adding to a card that exists: a later attack, more images, a certificate."""
+"""Adding to a card that exists: a later attack, more images, a certificate, explanations."""
 
 import copy
 
 from tfrobust.evaluate import Scores
 from tfrobust.report.card import Card, headline, standing_limits
 from tfrobust.report.contradictions import check
-from tfrobust.report.entry import finite
+from tfrobust.report.entry import Entry, finite
 from tfrobust.verify import Certificate
 
 
-def amended(card, model, scores=None, command=None, certificate=None):
-    """A new card on which one model has one more evaluation, or one more certificate.
+def amended(card, model, scores=None, command=None, certificate=None, entry=None):
+    """A new card on which one model has one more evaluation or certificate, or explanations.
 
     Where the same attacks with the same settings were on the card for as many images, the new
     figures replace the old ones. The last evaluation of a family is the one that is shown. A
@@ -22,6 +22,9 @@ def amended(card, model, scores=None, command=None, certificate=None):
         scores: `tr.evaluate.Scores` or None.
         command: What made them; it is listed with the card's own.
         certificate: `tr.verify.Certificate` or None.
+        entry: None, or an `Entry` whose `explanations()` (pictures of features and representations)
+            are put on the card, in place of those it has of the same kind; its scores and
+            certificates are not looked at.
 
     Returns:
         `Card`; its limits and a summary that was not given by hand are made anew.
@@ -43,16 +46,18 @@ def amended(card, model, scores=None, command=None, certificate=None):
     if model not in values["models"]:
         names = ", ".join(map(repr, values["models"]))
         raise ValueError(f"`model` must be one of {names}. Received: model={model!r}")
-    if scores is None and certificate is None:
-        raise ValueError("`scores` or `certificate` must be given. Received: neither")
-    for name, value, kind in (
-        ("scores", scores, Scores),
-        ("certificate", certificate, Certificate),
-    ):
+    given = {"scores": scores, "certificate": certificate, "entry": entry}
+    if all(value is None for value in given.values()):
+        raise ValueError("`scores`, `certificate` or `entry` must be given. Received: none of them")
+    for (name, value), kind in zip(given.items(), (Scores, Certificate, Entry), strict=True):
         if not isinstance(value, kind | None):
             title = f"tr.{kind.__module__.split('.')[1]}.{kind.__name__}"
             raise TypeError(f"`{name}` must be a {title}. Received: {type(value).__name__}")
     part = values["models"][model]
+    if entry is not None:
+        part.update(entry.explanations())
+    if scores is None and certificate is None:
+        return Card(finite(values))
     if scores is not None:
         _judged(part, scores)
     if certificate is not None:

@@ -7,11 +7,21 @@ import os
 import numpy as np
 
 from tfrobust import files
-from tfrobust.diagnostics import ZERO, FeatureMaps, Histogram, Landscape, VulnerabilityMap
+from tfrobust.diagnostics import (
+    ZERO,
+    ClassGradients,
+    Dimensions,
+    DiscriminatorTrace,
+    FeatureMaps,
+    Histogram,
+    Landscape,
+    Planes,
+    VulnerabilityMap,
+)
 from tfrobust.evaluate import FAMILIES, Curve, Scores, Transfer
 from tfrobust.footprint import Footprint
 from tfrobust.regularizers import Vulnerability
-from tfrobust.report import contradictions
+from tfrobust.report import contradictions, representation
 from tfrobust.verify import Certificate
 
 BINS = 36
@@ -39,6 +49,14 @@ class Entry:
         landscape: `tr.diagnostics.loss_landscape(...)`.
         certificate: `tr.verify.Certificate` or a list of them (say one for each threat), of the
             same model and the same images as `scores`.
+        areas: {attack: `tr.evaluate.Curve`}, accuracy over epsilon under several attacks.
+        sensitivity: {epsilon: `tr.diagnostics.representation_sensitivity(...)`}.
+        angles: {attack: `tr.diagnostics.perturbation_angles(...)`} to one reference attack.
+        dimensions: `tr.diagnostics.feature_dimensions(...)`.
+        class_gradients: `tr.diagnostics.class_gradients(...)`.
+        trace: `tr.diagnostics.DiscriminatorTrace` of the training.
+        planes: `tr.diagnostics.tsne_planes(...)`.
+        visualised: {what the class is: `tr.diagnostics.visualise_class(...)`}; its first image.
         transfer: `tr.evaluate.Transfer` or a list: accuracy of exported files under replay.
         curve: `tr.evaluate.Curve`, default the last one of `scores`.
         command: What trains this very model, if it differs from the card's command.
@@ -67,6 +85,14 @@ class Entry:
     features: FeatureMaps | None = None
     landscape: Landscape | None = None
     certificate: Certificate | list | None = None
+    areas: dict | None = None
+    sensitivity: dict | None = None
+    angles: dict | None = None
+    dimensions: Dimensions | None = None
+    class_gradients: ClassGradients | None = None
+    trace: DiscriminatorTrace | None = None
+    planes: Planes | None = None
+    visualised: dict | None = None
 
     def __post_init__(self):
         self.scores = _listed("scores", self.scores, Scores)
@@ -81,6 +107,8 @@ class Entry:
         _one("map", self.map, VulnerabilityMap)
         _one("features", self.features, FeatureMaps)
         _one("landscape", self.landscape, Landscape)
+        for name in representation.FIELDS:
+            setattr(self, name, representation.checked(name, getattr(self, name)))
         self.files = [self.files] if isinstance(self.files, str | os.PathLike) else self.files
         if isinstance(self.latency, int | float):
             self.latency = {"one image": float(self.latency)}
@@ -98,6 +126,7 @@ class Entry:
         flags = {flag: None for scores in self.scores for flag in scores.flags}
         if families["APGD"] or families["AutoAttack"]:  # one evaluation may make up for another
             flags = [flag for flag in flags if flag.code != "no_strong_attack"]
+        proofs = [proof.to_dict() for proof in self.certificate]
         return {
             "note": self.note,
             "command": self.command,
@@ -113,10 +142,11 @@ class Entry:
             "training_seconds": self.seconds,
             "vulnerability": self.vulnerability and _vulnerability(self.vulnerability),
             "transfer": [transfer.to_dict() for transfer in self.transfer],
-            **self._explained(),
+            **({"certificate": proofs} if proofs else {}),
+            **self.explanations(),
         }
 
-    def _explained(self):
+    def explanations(self):
         """What only newer cards have: keys that are missing where nothing was given."""
         black, seen, shown = self.vulnerability_black, self.map, self.features
         found = {
@@ -125,8 +155,10 @@ class Entry:
             "map": seen and packed(seen.first(KEPT).to_dict()),
             "features": shown and packed(shown.first(1).to_dict()),
             "landscape": self.landscape and packed(self.landscape.to_dict()),
-            "certificate": [proof.to_dict() for proof in self.certificate],
         }
+        for name in representation.FIELDS:
+            values = representation.plain(name, getattr(self, name))
+            found[name] = values and packed(values)
         return {name: values for name, values in found.items() if values}
 
 
@@ -189,6 +221,8 @@ def packed(values):
     """
     found = {}
     for name, value in values.items():
+        if isinstance(value, dict):
+            value = packed(value)
         if isinstance(value, list) and value and isinstance(value[0], list):
             array = np.asarray(value, float)
             numbers = " ".join(f"{number:g}" for number in array.ravel())
@@ -207,7 +241,7 @@ def unpacked(values):
     def array(value):
         if isinstance(value, dict) and set(value) == {"shape", "numbers"}:
             return np.array(value["numbers"].split(), float).reshape(value["shape"])
-        return value
+        return unpacked(value) if isinstance(value, dict) else value
 
     return {name: array(value) for name, value in values.items()}
 

@@ -224,7 +224,7 @@ def maps(parts, palette, colours):
             for i in range(min(shown, len(part["maps"]))):
                 images = zip(line[3 * i :], ("image", "attacked"), ("x", "x_adv"), strict=False)
                 for axes, title, key in images:
-                    axes.imshow(_rgb(part[key][i]), cmap="gray", vmin=0, vmax=1,
+                    axes.imshow(rgb(part[key][i]), cmap="gray", vmin=0, vmax=1,
                                 interpolation="none")  # fmt: skip
                     axes.set_title(title)
                 axes, value = line[3 * i + 2], f"{part['values'][i]:.2g}"
@@ -255,7 +255,7 @@ def features(parts, palette, colours):
             clean, moved = (np.array(part[side][0]) for side in ("clean", "adversarial"))
             low, high = min(0.0, clean.min(), moved.min()), max(clean.max(), moved.max())
             image = part["x"][0] if k % 2 == 0 else part["x_adv"][0]
-            line[0].imshow(_rgb(image), cmap="gray", vmin=0, vmax=1, interpolation="none")
+            line[0].imshow(rgb(image), cmap="gray", vmin=0, vmax=1, interpolation="none")
             line[0].set_title("image" if k % 2 == 0 else "attacked image")
             half = len(part["shown"]) // 2
             end = "most vulnerable" if k < half else "least vulnerable"
@@ -335,7 +335,7 @@ def curve_values(curve):
     return {**numbers, "names": list(curve.names)}
 
 
-def _rgb(image):
+def rgb(image):
     """An image as matplotlib wants it: one channel without its axis, or three."""
     image = np.asarray(image, float)
     return image if image.shape[-1] == 3 else image.mean(-1)

@@ -19,8 +19,9 @@ from tfrobust.diagnostics import (
 )
 from tfrobust.evaluate import Curve as Attacked
 from tfrobust.regularizers import Vulnerability
-from tfrobust.report import certified, explain
+from tfrobust.report import certified, explain, representation
 from tfrobust.report.card import Card
+from tfrobust.report.entry import unpacked
 from tfrobust.report.plots import PAPER, colours_of, style
 from tfrobust.verify import Certificate, CertifiedCurve
 
@@ -176,6 +177,119 @@ def sparsity_of(cards):
             "`cards` must hold a model with a vulnerability and a footprint. Received: none"
         )
     return {name: vulnerability_curve(found) for name, found in points.items()}
+
+
+def plot_areas(found, path=None):
+    """Accuracy over epsilon under each attack, with its area (Table 2 of Bashivan et al., 2021).
+
+    Args:
+        found: {attack: `tr.evaluate.Curve`}, {model: {attack: Curve}}, or a card or a list of
+            cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("areas", found, path)
+
+
+def plot_sensitivity(found, path=None):
+    """How far the representation moves, over epsilon: median and standard deviation (Fig. 2).
+
+    Args:
+        found: {epsilon: `Sensitivity`}, {model: {epsilon: Sensitivity}}, or cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("sensitivity", found, path)
+
+
+def plot_angles(found, path=None):
+    """Mean angle of each attack's perturbation to that of a reference attack (Table A7).
+
+    Args:
+        found: {attack: `Angles`}, {model: {attack: Angles}}, or cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("angles", found, path)
+
+
+def plot_dimensions(found, path=None):
+    """Variance explained by the first components, units and dimensions (Table A5).
+
+    Args:
+        found: `Dimensions`, {model: Dimensions}, or cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("dimensions", found, path)
+
+
+def plot_class_gradients(found, path=None):
+    """The "gradient landscape": log lengths of class gradients by true class, on one scale.
+
+    Args:
+        found: `ClassGradients`, {model: ClassGradients}, or cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("class_gradients", found, path)
+
+
+def plot_trace(found, path=None):
+    """The course of the feature game (Fig. A5).
+
+    Args:
+        found: `DiscriminatorTrace`, {model: DiscriminatorTrace}, or cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("trace", found, path)
+
+
+def plot_planes(found, path=None):
+    """t-SNE of clean images, and of clean beside attacked ones (Fig. A8 to A10).
+
+    Args:
+        found: `Planes`, {model: Planes}, or cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("planes", found, path)
+
+
+def plot_visualised(found, path=None):
+    """The first image, what each class makes of it, and the gradient it began with (Fig. A7).
+
+    Args:
+        found: {what the class is: `Visualised`}, {model: {what: Visualised}}, or cards.
+        path: As in `plot_vulnerability`.
+    """
+    return _game("visualised", found, path)
+
+
+def _game(name, found, path):
+    """The picture of one of `representation.FIELDS`."""
+    kind, several, painter = representation.FIELDS[name]
+    if isinstance(found, Card | list | tuple):
+        return _figure(painter, _on_cards(name, found), path)
+    nested = isinstance(found, dict) and isinstance(next(iter(found.values()), None), dict)
+    if found == {}:
+        raise ValueError(f"`found` must hold at least one {kind.__name__}. Received: none")
+    if not isinstance(found, dict) or (several and not nested):
+        found = {"": found}
+    parts = {str(key): representation.checked(name, one, "found") for key, one in found.items()}
+    if None in parts.values():
+        raise TypeError(f"`found` must hold {kind.__name__}. Received: None")
+    return _figure(painter, {k: representation.plain(name, v) for k, v in parts.items()}, path)
+
+
+def _on_cards(name, cards):
+    """{model: values under `name`} of the cards; equal names get their card's in front."""
+    cards, parts = [cards] if isinstance(cards, Card) else list(cards), {}
+    if not all(isinstance(card, Card) for card in cards):
+        raise TypeError("`found` must hold tr.report.Card only. Received: another list")
+    names = [model for card in cards for model in card.to_dict()["models"]]
+    for card in cards:
+        for model, part in card.to_dict()["models"].items():
+            if part.get(name):
+                key = model if names.count(model) == 1 else f"{card.name}: {model}"
+                parts[key] = unpacked(part[name])
+    if not parts:
+        raise ValueError(f"`found` must hold a card with {name!r}. Received: none")
+    return parts
 
 
 def _named(argument, found, kind):

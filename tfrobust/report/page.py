@@ -5,12 +5,13 @@ import pathlib
 
 from tfrobust.diagnostics import vulnerability_curve
 from tfrobust.evaluate import FAMILIES, AttackScore
-from tfrobust.report import certified, explain, plots
+from tfrobust.report import certified, explain, plots, representation
 from tfrobust.report.entry import unpacked
 from tfrobust.report.terminal import grouped, kind, latency, number, others, size, sparse
 
 EXPLAINED = ("vulnerability_black", "histogram", "map", "features", "landscape")
-PICTURES = ("layers", "histogram", "map", "features", "sparsity", "landscape", "certified")
+GAME = tuple(representation.FIELDS)
+PICTURES = ("layers", "histogram", "map", "features", "sparsity", "landscape", "certified", *GAME)
 SIDES = {"white": "vulnerability", "black": "vulnerability_black"}
 TEMPLATES = pathlib.Path(__file__).resolve().parent.parent / "templates"
 
@@ -88,11 +89,12 @@ def render(values):
             models=models,
             families=FAMILIES,
             pictures=pictures,
+            game=any(pictures[name] for name in GAME),
             zipped=any(file.get("gzip") for part in models.values() for file in part["files"]),
             files=[(name, file) for name, part in models.items() for file in part["files"]],
             transfers=[(name, t) for name, part in models.items() for t in part["transfer"]],
             moved={n: p["vulnerability"] for n, p in models.items() if p["vulnerability"]},
-            explained={name: _parts(models, name) for name in EXPLAINED},
+            explained={name: _parts(models, name) for name in (*EXPLAINED, *GAME)},
             flags=grouped(models),
             proofs=certified.rows(models),
             certified_curves=any(
@@ -124,6 +126,7 @@ def _explained(values):
         "map": explain.maps,
         "features": explain.features,
         "landscape": explain.landscapes,
+        **representation.PAINTERS,
     }
     found = {name: (painter, _parts(models, name)) for name, painter in painters.items()}
     sides = {

@@ -71,7 +71,8 @@ class AFD(Game):
     Without optimizers `compile` takes the paper's: SGD with momentum 0.9 at 0.1, 0.1 and 0.5
     (weights, discriminator, encoder), and Adam 1e-2 for masks. `fit` reports both losses of the
     game, `discriminator_accuracy` (0.5: it guesses), mean scores, how far features move and vary,
-    `clean_accuracy`; `CollapseWatch` judges them.
+    the L2 norm `encoder_gradient` of what moves the encoder, and `clean_accuracy`;
+    `CollapseWatch` judges them. The share of attacked images that fool is 1 - `robust_accuracy`.
 
     Raises:
         TypeError, ValueError: arguments outside of these.
@@ -185,8 +186,7 @@ class AFD(Game):
         return self._turns
 
     def terms(self):
-        more = ("regularization",) if self.regularizers else ()
-        return (*domain.FIGURES, *more, *(("kl",) if self.beta is not None else ()))
+        return (*domain.FIGURES, *(("kl",) if self.beta is not None else ()))
 
     def group_variables(self):
         masks = {id(v) for mask in self.masks() for v in mask.trainable_variables}
@@ -267,9 +267,7 @@ class AFD(Game):
         if clean_share:
             loss += clean_share * self.data_loss(batch, passes[0].logits)
         if self.regularizers:
-            penalty = self.penalties(batch, *passes)
-            self.report("regularization", self.whole(penalty), batch.count)
-            loss += penalty
+            loss += self.penalties(batch, *passes)
         if "masks" in turn:
             kl = tf.add_n([mask.kl() for mask in self.masks()])
             self.report("kl", kl)
@@ -285,7 +283,7 @@ class AFD(Game):
         values = domain.discriminator_loss(self.divergence, d, d_adv)
         self.report("discriminator_loss", tf.reduce_mean(values), batch.count)
         if self.gradient_penalty:
-            keys = noise.keys(self._key(), "afd", tf.range(tf.shape(h)[0]))
+            keys = noise.keys(self.draw(), "afd", tf.range(tf.shape(h)[0]))
             share = noise.uniform(keys, (1,))
             penalty = domain.gradient_penalty(lambda z: self.judge(z, y), h, h_adv, share)
             values += self.gradient_penalty * penalty
@@ -298,14 +296,6 @@ class AFD(Game):
         own += sum(tf.reduce_sum(tf.cast(v, tf.float32)) for v in self.discriminator.losses)
         return self.mean(values, batch) + self.per_replica(own)
 
-    def _key(self):
-        """A seed for this iteration, another one on each replica."""
-        key = noise.fold(tf.cast(self.seed, tf.uint32), self.step.value)
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return key
-        return noise.fold(key, context.replica_id_in_sync_group)
-
     def _deceive(self, batch, y, seen):
         """Loss of the encoder, against the discriminator as it stands."""
         d_adv = self.judge(seen[-1][1], y)
@@ -315,6 +305,21 @@ class AFD(Game):
         decay = self._decay(self.encoder_decay, self.group_variables()["encoder"])
         weight = value_at(self.weight, self.step.value)
         return weight * self.mean(values, batch) + self.per_replica(decay)
+
+    def differentiated(self, batch, turn, sources, images=()):
+        """As in `Game`; the gradient that the encoder is moved by is measured on its way."""
+        values, gradients, by_images = super().differentiated(batch, turn, sources, images)
+        if "encoder" in turn:
+            found = [g for g in gradients["encoder"] if g is not None]
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # each has its summand
+                context = tf.distribute.get_replica_context()
+                found = context.all_reduce(tf.distribute.ReduceOp.SUM, found)
+            scale = self.optimizers["encoder"].scale_loss(tf.constant(1.0))
+            norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in found]) / scale
+            skipped = tf.logical_and(scale != 1.0, ~tf.math.is_finite(norm))  # by a loss scale
+            norm = tf.where(skipped, 0.0, norm)
+            self.report("encoder_gradient", norm, tf.where(skipped, 0, batch.count))
+        return values, gradients, by_images
 
     @staticmethod
     def _decay(decay, variables):

@@ -184,5 +184,6 @@ FIGURES = (
     "score_adversarial",
     "feature_shift",
     "feature_variance",
+    "encoder_gradient",
     "clean_accuracy",
 )
