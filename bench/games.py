@@ -42,8 +42,9 @@ def games(count, batch):
     }
 
 
-def compiled(game):
-    game.compile()
+def compiled(game, **options):
+    """A step `(x, y) -> logs` in one graph."""
+    game.compile(**options)
     return tf.function(lambda x, y: game.train_step((x, y)), jit_compile=False)
 
 

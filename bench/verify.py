@@ -2,34 +2,38 @@
 
     python -m bench.verify [--rounds 5] [--verify-images 256]
 
-Three sections. `certify` with interval bounds answers, bounds and compares: its floor is one
+Four sections. `certify` with interval bounds answers, bounds and compares: its floor is one
 `predict` of the same images. CROWN-IBP takes one row of coefficients for each class but one: its
 floor is the net with five classes. Memory is the peak of a process of its own that bounds the
 CIFAR-large network, less what the process held before: it must not grow with the images.
 """
 
 import argparse
+import functools
 import resource
 import subprocess
 import sys
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfrobust as tr
-from bench import timing
+from bench import games, timing
 
 BAR = 3.0
+STEP = 3.5  # a step with intervals, in plain steps
 CLASSES = (5, 10, 20, 40)
 ROOM = 1.15  # above (classes - 1) / 4
 THREAT = tr.threats.Linf(0.1)
 
 
 def sections(x, y, args):
-    """Two sections of `make bench`."""
+    """Three sections of `make bench`."""
     x, y = x[: args.verify_images], y[: args.verify_images]
     yield intervals(x, y, args.rounds)
     yield relaxations(x[:64], args.rounds)
+    yield training(x[:128], y[:128], args.rounds)
 
 
 def intervals(x, y, rounds):
@@ -46,6 +50,36 @@ def intervals(x, y, rounds):
         "name": f"Interval certificates of {len(x)} images, LeNet-5-Caffe",
         "floor": floor,
         "rows": timing.rows(times, floor, {"certify, ibp": BAR}),
+        "absent": {},
+    }
+
+
+def training(x, y, rounds):
+    """One compiled step of certified training beside a plain Keras step, processor seconds."""
+    floor, net = "plain Keras step", tr.models.cnn_small
+    steps = {
+        floor: net(),
+        "CertifiedTraining, ibp": tr.training.CertifiedTraining(net(), THREAT),
+        "CertifiedTraining, crown-ibp": tr.training.CertifiedTraining(
+            net(), THREAT, bound="crown-ibp", crown=0.5
+        ),
+        "MixTrain, k = 10": tr.training.MixTrain(net(), THREAT, k=10, alpha=1.0),
+    }
+    x, y = tf.constant(x), tf.constant(y)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    contenders = {
+        name: functools.partial(
+            games.seconds, games.compiled(one, optimizer="adam", loss=loss), x, y
+        )
+        for name, one in steps.items()
+    }
+    for contender in contenders.values():
+        contender()  # the first step makes variables and is traced once more
+    times = timing.interleaved(contenders, rounds)
+    return {
+        "name": f"One training step of {len(x)} images, cnn_small, processor seconds",
+        "floor": floor,
+        "rows": timing.rows(times, floor, {"CertifiedTraining, ibp": STEP}),
         "absent": {},
     }
 
