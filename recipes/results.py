@@ -20,7 +20,9 @@ def pages(root=ROOT):
         "docs/results/verified.md": results_verified.page(root),
         **results_sparsity.pages(root),
         **({"docs/results/afd.md": page} if (page := results_afd.page(root)) else {}),
-        "README.md": results_mnist.with_table(readme, root),
+        "README.md": results_mnist.with_table(
+            readme, *results_pruning.short(root), *results_verified.short(root), root=root
+        ),
     }
 
 

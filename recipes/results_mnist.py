@@ -160,7 +160,8 @@ def replays(found):
     return lines
 
 
-def with_table(text, root=ROOT):
-    """README text with its results table made anew."""
+def with_table(text, *more, root=ROOT):
+    """README text with its results made anew: the table, and more lines of other pages' rows."""
     head, rest = text.split(BEGIN)
-    return head + BEGIN + "\n" + short_table(root) + "\n" + END + rest.split(END)[1]
+    table = "\n".join([short_table(root), *more])
+    return head + BEGIN + "\n" + table + "\n" + END + rest.split(END)[1]

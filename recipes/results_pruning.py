@@ -134,6 +134,28 @@ def _file(file):
     return f"{kind} {file['bytes']:,}{packed}"
 
 
+def short(root=ROOT):
+    """Rows of README's table: what robust fine-tuning kept on MNIST."""
+    lines = []
+    for kind, ratio in (("weights", "90%"), ("filters", "75%")):
+        found = cards("mnist", kind, "robust", root).get(0)
+        if found is None or ratio not in found[1]["models"]:
+            continue
+        folder, card = found
+        entry = card["models"][ratio]
+        full = card["models"][START]["footprint"]["flops"]
+        zeros = entry["settings"]["zeros"]
+        left = f" ({100 * zeros:.0f} % zeros)" if zeros > 0.01 else ""
+        lines.append(
+            f"| [{ratio[:-1]} % of the {kind} pruned](saved_models/{folder.name}/card.json) "
+            f"| {rate(entry['clean'])} | {rate(attack(entry, 'PGD'))} "
+            f"| {rate(attack(entry, 'APGD'))} | {rate(attack(entry, 'AutoAttack'))} "
+            f"| {full / entry['footprint']['flops']:.2f} x "
+            f"| {entry['footprint']['parameters']:,}{left} | `{card['command']}` |"
+        )
+    return lines
+
+
 def duel(data, root=ROOT):
     """Fine-tuned against scratch, seed by seed: (lines of the table, {ratio: gaps under AA})."""
     tuned = cards(data, "filters", "robust", root)

@@ -83,6 +83,23 @@ def nets(root=ROOT):
     return lines
 
 
+def short(root=ROOT):
+    """README's table of certified nets, with an empty line before it; no line without cards."""
+    lines = []
+    for name, card in certified(root).items():
+        entry = first(card)
+        proof, told = entry["certificate"][0], entry["settings"]
+        if told["method"] == "mixtrain":
+            continue
+        lines.append(
+            f"| [{told['net']}](saved_models/{name}/card.json) | {told['epsilon']:g} "
+            f"| {rate(proof['clean'])} | {rate(proof['attacked'])} | {rate(proof['verified'])} "
+            f"| {entry['footprint']['parameters']:,} | `{card['command']}` |"
+        )
+    head = "| MNIST, certified | Linf | clean | under PGD-40 | verified | parameters | made by |"
+    return ["", head, "|---" * 7 + "|", *lines] if lines else []
+
+
 def grid(start, kind, root=ROOT):
     """Ratios down, fine-tuning across, and what Verif keeps of the start."""
     runs = pruned(start, kind, root)
