@@ -153,7 +153,10 @@ class Program:
         with tf.GradientTape() as tape:
             tape.watch(zeros)
             logits = self.logits(zeros)
-        return tape.gradient(logits, zeros, tf.eye(self.classes), unconnected_gradients="zero")
+        rows = tape.gradient(logits, zeros, tf.eye(self.classes), unconnected_gradients="zero")
+        # Graphs of batches of any size forget that there is one row for each class.
+        shapes = [(self.classes, *leaf.shape[1:]) for leaf in leaves]
+        return [tf.ensure_shape(row, shape) for row, shape in zip(rows, shapes, strict=True)]
 
     def margins(self, region, y):
         """Lower bounds of z_y - z_k for all images in `region`: `(batch, classes)`, 0 at k = y.

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.contract import is_number
 from tfrobust.training.adversarial import AdversarialTraining
 from tfrobust.training.numbers import check_number, number_config, value_at
 
@@ -27,7 +28,8 @@ class MaskGroup:
 
     def _before(self, beta, train_size):
         self.beta = check_number("beta", beta)
-        if not isinstance(train_size, int | np.integer) or train_size < 1:
+        whole = isinstance(train_size, int | np.integer) and not isinstance(train_size, bool)
+        if not whole or train_size < 1:
             raise ValueError(
                 "`train_size` must be the number of training examples: the KL is scaled by it. "
                 f"Received: train_size={train_size!r}"
@@ -41,9 +43,12 @@ class MaskGroup:
                 f"tr.layers.BetaBernoulliMask). Received: model '{self.classifier.name}' without "
                 "masks"
             )
-        self.kl_weights = dict(kl_weights or {})
-        unknown = set(self.kl_weights) - {mask.name for mask in self.masks()}
-        if unknown or any(not w >= 0 for w in self.kl_weights.values()):
+        given = {} if kl_weights is None else kl_weights
+        if not isinstance(given, dict):
+            raise TypeError(f"`kl_weights` must be a dictionary. Received: kl_weights={given!r}")
+        self.kl_weights, names = dict(given), {mask.name for mask in self.masks()}
+        legal = (is_number(weight) and weight >= 0 for weight in given.values())
+        if set(given) - names or not all(legal):
             raise ValueError(
                 "`kl_weights` must give weights >= 0 to masks of the classifier: "
                 f"{[mask.name for mask in self.masks()]}. Received: kl_weights={kl_weights}"

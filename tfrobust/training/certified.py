@@ -14,6 +14,7 @@ of the iteration, validation `val_verified_accuracy` at the threat's own.
 """
 
 import dataclasses
+import warnings
 
 import keras
 import tensorflow as tf
@@ -21,6 +22,7 @@ import tensorflow as tf
 from tfrobust import contract, losses, noise
 from tfrobust.bounds import METHODS, Program, Region, backward
 from tfrobust.threats import Threat
+from tfrobust.training import checks
 from tfrobust.training.anp import MaskGroup
 from tfrobust.training.game import Game
 from tfrobust.training.numbers import Schedule, check_number, number_config, value_at
@@ -58,8 +60,8 @@ class Certified(Game):
         self.threat, self.bound, self.crown = threat, bound, _share("crown", crown)
         super().__init__(classifier, None, validation_attack=validation_attack, **kwargs)
         self.epsilon = None if epsilon is None else check_number("epsilon", epsilon)
-        if epsilon is not None and not isinstance(epsilon, Schedule):
-            type(threat)(epsilon)
+        checks.radius(threat, epsilon)
+        _without_crown(bound, self.crown, epsilon)
         self.program = Program(classifier)
         METHODS[bound].check(self.program)
 
@@ -117,7 +119,8 @@ class Certified(Game):
 
         The worst logits are 0 for the label and minus the lower bound of z_y - z_k for class k:
         the softmax is monotone in them, so the cross-entropy is at least that of any image in the
-        ball (Gowal et al., 2018, section 3). Sets `batch.boxes`.
+        ball (Gowal et al., 2018, section 3). With smoothed labels, or another loss, it is that loss
+        at these logits, and no bound any more. Sets `batch.boxes`.
         """
         margins, batch.boxes = self.bounded(batch.x, batch.y)
         loss = self.data_loss(batch, worst_logits(margins, batch.y, self.program.outputs))
@@ -129,8 +132,10 @@ class Certified(Game):
         self.report("verified_accuracy", share, count)
 
     def inspect(self, batch):
-        margins, _ = self.bounded(batch.x, batch.y, self.threat.epsilon, tf.constant(1.0))
-        self.report("verified_accuracy", verified(margins, batch.y), batch.count)
+        region = Region.around(self.threat, batch.x)
+        found = METHODS[self.bound](self.program, region, batch.y)
+        share = verified(found[:, :-1], batch.y, found[:, -1:])
+        self.report("verified_accuracy", share, batch.count)
 
     def get_config(self):
         config = super().get_config()
@@ -160,7 +165,7 @@ class CertifiedTraining(Certified):
         kappa: Float in [0, 1] or schedule; what is left for clean images.
         bound: "ibp", "crown-ibp" or "symbolic".
         crown: Float in [0, 1] or schedule; of "crown-ibp" only. 0 ends in IBP (the default, best
-            for large radii), 1 stays with CROWN.
+            for large radii; without a schedule of epsilon nothing but IBP), 1 stays with CROWN.
         regularizers: Also `tr.training.ReLUStability`, `BoxTightness`, `ReLUBalance`.
         weight_decay, share_noise, seed: see `Game`.
 
@@ -211,7 +216,7 @@ class MixTrain(Certified):
         crown: See `CertifiedTraining`.
         regularizers, weight_decay, share_noise, seed: see `Game`.
 
-    `robust_loss` and `verified_accuracy` are means over the bounded images.
+    `robust_loss` and `verified_accuracy` are means over the bounded images, 0 where none was.
 
     Reference: Wang et al., MixTrain: scalable training of verifiably robust neural networks (2018),
     https://arxiv.org/abs/1811.02625.
@@ -323,12 +328,12 @@ def worst_logits(margins, y, outputs):
     return tf.where(one, margins[:, :1], -margins[:, 1:])
 
 
-def verified(margins, y):
-    """Share of images whose margins are all above 0."""
+def verified(margins, y, least=0.0):
+    """Share of images whose margins are all above `least`."""
     classes = margins.shape[-1]
-    other = tf.one_hot(losses.as_labels(y, classes), classes) == 0
-    least = tf.reduce_min(tf.where(other, margins, tf.float32.max), -1)
-    return tf.reduce_mean(tf.cast(least > 0, tf.float32))
+    own = tf.one_hot(losses.as_labels(y, classes), classes) == 1
+    # A margin that is NaN is above nothing; a minimum may lose it (XLA).
+    return tf.reduce_mean(tf.cast(tf.reduce_all(own | (margins > least), -1), tf.float32))
 
 
 def _share(name, value):
@@ -336,3 +341,13 @@ def _share(name, value):
     if not isinstance(number, Schedule) and number > 1:
         raise ValueError(f"`{name}` must be in [0, 1] or a Keras schedule. Received: {number}")
     return number
+
+
+def _without_crown(bound, crown, epsilon):
+    """Warns of a "crown-ibp" that is all IBP from the first step."""
+    if bound == "crown-ibp" and crown == 0.0 and not isinstance(epsilon, Schedule):
+        warnings.warn(
+            "`crown` is 0 from the first step, for `epsilon` is no schedule: 'crown-ibp' then "
+            "trains as 'ibp' does. Give `crown` or a tr.training.Ramp as `epsilon`.",
+            stacklevel=4,
+        )

@@ -16,6 +16,7 @@ from tfrobust.data import Batches
 from tfrobust.layers.transform import WeightTransform
 from tfrobust.pruning.borrowed import refuse
 from tfrobust.pruning.constraint import unwrapped
+from tfrobust.training.ramp import Ramp, Schedule
 
 
 def parts(classifier, attack, validation_attack, regularizers, transform=None):
@@ -47,6 +48,14 @@ def without_attack(attack, epsilon, regularizers):
             "attack: VulnerabilitySuppression is then 0.",
             stacklevel=4,
         )
+
+
+def radius(threat, epsilon):
+    """Refuses 8 where 8/255 is meant, also as an end of a ramp; None is the threat's own."""
+    ends = [epsilon.initial, epsilon.final] if isinstance(epsilon, Ramp) else [epsilon]
+    for end in ends:
+        if end is not None and not isinstance(end, Schedule):
+            type(threat)(end)
 
 
 def weight_attack(given):

@@ -23,7 +23,7 @@ from tfrobust import losses, noise, regularizers
 from tfrobust.layers.mask import masks
 from tfrobust.training import checks, update
 from tfrobust.training.compiled import Compiled
-from tfrobust.training.numbers import Schedule, check_number, number_config, value_at
+from tfrobust.training.numbers import check_number, number_config, value_at
 
 
 @dataclasses.dataclass
@@ -95,8 +95,7 @@ class Game(Compiled):
         self.validation_attack = validation_attack or attack
         self.regularizers = [r for r in regularizers if getattr(r, "weight", 1.0)]
         self.epsilon = None if epsilon is None else check_number("epsilon", epsilon)
-        if epsilon is not None and not isinstance(epsilon, Schedule):
-            type(attack.threat)(epsilon)  # refuses 8 where 8/255 is meant
+        checks.radius(getattr(attack, "threat", None), epsilon)
         self.weight_decay = check_number("weight_decay", weight_decay)
         self.share_noise, self.seed = bool(share_noise), int(seed)
         self.step = self.add_weight(

@@ -42,9 +42,10 @@ class GradAlign:
 
     def penalty(self, game, batch):
         """`(batch,)` values for the weights of the game to lower."""
-        if game.attack is None:
+        threat = getattr(game, "threat", None) or getattr(game.attack, "threat", None)
+        if threat is None:
             raise ValueError("`attack` must be given: GradAlign looks in its ball. Received: None")
-        threat, rows = game.attack.threat, tf.range(tf.shape(batch.x)[0])
+        rows = tf.range(tf.shape(batch.x)[0])
         keys = noise.keys(game.draw(), "gradalign", rows)
         beside = threat.random_start(batch.x, keys, threat.radius(game.radius()))
         flat = [

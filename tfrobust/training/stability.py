@@ -15,6 +15,7 @@ from tfrobust import contract
 from tfrobust.bounds import Pointwise, Program, Region
 from tfrobust.bounds.kernels import Kernel
 from tfrobust.contract import is_number
+from tfrobust.training.numbers import Schedule
 
 
 class _OnBoxes:
@@ -94,7 +95,7 @@ class _Fading(_OnBoxes):
             raise ValueError(f"`tolerance` must be > 0. Received: tolerance={tolerance}")
 
     def faded(self, game):
-        growing = getattr(game, "epsilon", None) is not None and hasattr(game, "ramp")
+        growing = isinstance(getattr(game, "epsilon", None), Schedule) and hasattr(game, "ramp")
         return 1.0 - game.ramp() if growing else 1.0
 
     def short(self, ratio):
@@ -230,12 +231,19 @@ def ibp_initialization(model, seed=0):
         rule, sources = program.steps[number - 1]
         scale = 0.5 if _after_sum(program, sources[0]) else 1.0
         for variable in _kernels(rule.layer):
-            shape = variable.shape
-            depthwise = "depthwise" in variable.name or "Depthwise" in type(rule.layer).__name__
-            fan_in = np.prod(shape[:-2] if depthwise else shape[:-1])
-            variable.assign(rng.normal(0, scale * np.sqrt(2 * np.pi) / fan_in, shape))
+            spread = scale * np.sqrt(2 * np.pi) / _fan_in(rule.layer, variable)
+            variable.assign(rng.normal(0, spread, variable.shape))
+            scale = 0.5  # of a separable layer, which has one ReLU for two kernels
         names.append(rule.layer.name)
     return names
+
+
+def _fan_in(layer, kernel):
+    """Inputs that one output sums over (of a transposed convolution, on average)."""
+    kind, shape = type(layer).__name__, kernel.shape
+    if "Transpose" in kind:
+        return np.prod(shape[:-2]) * shape[-1] / np.prod(layer.strides)
+    return np.prod(shape[:-2] if "depthwise" in kernel.name or "Depthwise" in kind else shape[:-1])
 
 
 def _kernels(layer):
