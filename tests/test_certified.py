@@ -235,7 +235,7 @@ def test_pruned_weights_stay_pruned_and_masks_learn():
     net = small()
     prune = tr.pruning.MagnitudePruning(tr.pruning.Ladder([0.5], every=1, unit="steps"))
     game = tr.training.CertifiedTraining(net, THREAT)
-    game.compile(SGD(0.1, momentum=0.9))
+    game.compile(SGD(0.1, momentum=0.9), run_eagerly=True)
     game.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[prune])
     kernel = net.layers[1].get_weights()[0]
     assert (kernel == 0).mean() == pytest.approx(0.5, abs=0.05)
@@ -243,7 +243,7 @@ def test_pruned_weights_stay_pruned_and_masks_learn():
     game = tr.training.CertifiedANP(masked, THREAT, train_size=32)
     groups = game.group_variables()
     before = {name: [v.numpy() for v in found] for name, found in groups.items()}
-    game.compile(metrics=["accuracy"])
+    game.compile(metrics=["accuracy"], run_eagerly=True)
     shape = masked.input_shape[1:]
     logs = game.fit(bank.images(16, shape), np.arange(16) % 4, verbose=0).history
     assert logs["kl"][0] > 0 and logs["robust_loss"][0] > 0
@@ -308,6 +308,6 @@ def test_dense_bank_net_with_surgery():
     x, y = bank.images(32, dense().input_shape[1:]), np.arange(32) % dense().output_shape[-1]
     transform = tr.pruning.Surgery(1.0)
     game = tr.training.CertifiedTraining(dense(), THREAT, transform=transform)
-    game.compile(SGD(0.05))
+    game.compile(SGD(0.05), run_eagerly=True)
     logs = game.fit(x, y, batch_size=16, epochs=2, verbose=0).history
     assert np.isfinite(logs["loss"]).all()

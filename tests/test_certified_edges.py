@@ -135,3 +135,15 @@ def test_initialization_keeps_the_width_of_boxes(layer):
     inner = box.radius[:, 3:-3, 3:-3]
     # A ReLU halves it: most of these have boxes on both sides of 0.
     assert float(tf.reduce_mean(inner)) / 2 == pytest.approx(0.1, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"regularizers": ["l2"]}, TypeError, "`regularizers` must hold callables"),
+        ({"bound": np.array(["ibp", "symbolic"])}, ValueError, "`bound` must be one of"),
+    ],
+)
+def test_what_games_refuse(change, kind, words):
+    with pytest.raises(kind, match=words):
+        tr.training.CertifiedTraining(dense(), THREAT, **change)

@@ -50,7 +50,7 @@ class Certified(Game):
     ):  # fmt: skip
         if not isinstance(threat, Threat):
             raise TypeError(f"`threat` must be a tr.threats.Threat. Received: threat={threat!r}")
-        if bound not in BOUNDS:
+        if not isinstance(bound, str) or bound not in BOUNDS:
             raise ValueError(f"`bound` must be one of {', '.join(BOUNDS)}. Received: {bound!r}")
         if kwargs.pop("attack", None) is not None:
             raise TypeError(

@@ -30,6 +30,12 @@ def parts(classifier, attack, validation_attack, regularizers, transform=None):
             value.check_classes(contract.classes_of(classifier))
     if not isinstance(regularizers, list | tuple):
         raise TypeError(f"`regularizers` must be a list. Received: {regularizers!r}")
+    for one in regularizers:
+        if not (callable(one) or hasattr(one, "penalty")):
+            raise TypeError(
+                "`regularizers` must hold callables (clean, adversarial) -> (batch,), or objects "
+                f"with penalty(game, batch). Received: {one!r}"
+            )
     if transform is not None and not isinstance(transform, WeightTransform):
         raise TypeError(
             "`transform` must be a tr.layers.WeightTransform such as tr.pruning.Surgery. "

@@ -206,7 +206,7 @@ def ibp_initialization(model, seed=0):
 
     Args:
         model: Functional classifier (or a game around one), changed in place.
-        seed: Integer.
+        seed: Integer >= 0.
 
     Returns:
         Names of the layers whose kernels were drawn.
@@ -224,7 +224,8 @@ def ibp_initialization(model, seed=0):
     """
     classifier = getattr(model, "classifier", model)
     contract.classifier(classifier, "model")
-    program, rng = Program(classifier), np.random.default_rng(seed)
+    rng = np.random.default_rng(contract.whole("seed", seed, 0))
+    program = Program(classifier)
     kernels = [n for n, (rule, _) in enumerate(program.steps, 1) if isinstance(rule, Kernel)]
     names = []
     for number in [n for n in kernels if n not in program.tail]:
