@@ -67,7 +67,11 @@ def ship(name, entries, scene, args, work):
         models=entries,
         data={
             "name": scene.title,
-            "note": f"clean and FGSM on all test images, PGD and AutoAttack on the first {args.n}"
+            "note": (
+                f"clean and FGSM on all test images, PGD and AutoAttack on the first {args.n}"
+                if args.n
+                else "all test images"
+            )
             + scene.note,
         },
         threat=scene.threat,

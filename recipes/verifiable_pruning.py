@@ -4,7 +4,8 @@ Paper: Sehwag et al., 2019 (arXiv 1906.06110), the verifiable half of section 4:
 (cross-entropy), "adv" (PGD adversarial training) or "verif" (the certified training that made the
 start, at its full radius). One card for each; "nat" also says how fast natural training without
 pruning unlearns the certificates (Figure 3) and how far the two gradients conflict (Figure 4).
-Certified on all test images by intervals, then CROWN-IBP; "verif" under AutoAttack as well.
+Certified on all test images by intervals, then CROWN-IBP, attacked by PGD-40 in between; with
+`--n 1000` the nets of "verif" under AutoAttack too, which lies between these two.
 Command: python -m recipes.verifiable_pruning --start saved_models/mnist_certified_0.1_cnn_small_ibp
 """
 
@@ -30,6 +31,7 @@ def options():
         **{name: keywords for name, keywords in shared.items() if name not in unused},
         "start": {"required": True, "help": "folder of recipes.certified_training"},
         "finetune": {"choices": MODES, "nargs": "+", "default": list(MODES)},
+        "n": {"type": int, "default": 0, "help": "test images for PGD x 5 and AutoAttack on Verif"},
         "k": {"type": int, "help": "of MixTrain in fine-tuning (default: as in the start)"},
     }
 
@@ -97,7 +99,7 @@ def run(scene, data, args, before, seconds, epochs):
     for label, (net, took) in {"before pruning": (before, told), **nets}.items():
         first = label == "before pruning"
         text = pathlib.Path(args.start).name if first else f"{label:g}"
-        attack = args.finetune == "verif" and not first
+        attack = bool(args.n) and args.finetune == "verif" and not first
         entry = certified_training.judged(
             net, text, scene, data, args, starts if first else work, took, attack
         )
