@@ -4,6 +4,7 @@ Logical devices must exist before TensorFlow starts, so this file also runs as a
 prints what it measured; the tests read it.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -147,6 +148,8 @@ GAMES = {
     "certified": certified,
     "layer regularizer": regularized,
 }
+QUICK = ("AT-VS", "ANP-VS", "AFD", "layer regularizer", "weighted")
+SLOW = tuple(name for name in GAMES if name not in QUICK)
 
 
 def trained(make, weighted=False, eager=False):
@@ -253,18 +256,21 @@ def main():
     # As in tests/conftest.py: graphs that run three times are not worth a rewriting.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-    measured = {name: compared(strategy, make) for name, make in GAMES.items()}
-    measured["weighted"] = compared(strategy, at_vs, weighted=True)
-    measured["noise"] = noises(strategy)
-    measured["resume"] = resumed(strategy)
+    names = sys.argv[1:]
+    measured = {name: compared(strategy, GAMES[name]) for name in names if name in GAMES}
+    if "weighted" in names:
+        measured["weighted"] = compared(strategy, at_vs, weighted=True)
+        measured["noise"] = noises(strategy)
+        measured["resume"] = resumed(strategy)
     measured["replicas"] = strategy.num_replicas_in_sync
     print(json.dumps(measured))
 
 
-@pytest.fixture(scope="module")
-def measured():
+@functools.cache
+def run(*names):
+    """What two replicas measure of these games, in a process of their own."""
     child = subprocess.run(
-        [sys.executable, __file__],
+        [sys.executable, __file__, *names],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -277,26 +283,41 @@ def measured():
     return json.loads(child.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", [*GAMES, "weighted"])
-def test_two_replicas_train_as_one_device(measured, name):
-    assert measured["replicas"] == 2
-    assert measured[name]["weights"] <= 1e-5
+@pytest.fixture(scope="module")
+def measured():
+    return run(*QUICK)
 
 
-@pytest.mark.parametrize("name", [*GAMES, "weighted"])
-def test_two_replicas_report_as_one_device(measured, name):
+@pytest.fixture
+def game(name):
+    return run(*QUICK) if name in QUICK else run(*SLOW)
+
+
+every_game = pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+
+
+@every_game
+def test_two_replicas_train_as_one_device(game, name):
+    assert game["replicas"] == 2
+    assert game[name]["weights"] <= 1e-5
+
+
+@every_game
+def test_two_replicas_report_as_one_device(game, name):
     """Loss, KL, penalty and accuracies, also of the validation."""
-    ours, theirs = measured[name]["names"]
+    ours, theirs = game[name]["names"]
     assert ours == theirs
-    for metric, (one, two) in measured[name]["logs"].items():
+    for metric, (one, two) in game[name]["logs"].items():
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5, err_msg=metric)
 
 
-@pytest.mark.parametrize("name", GAMES)
-def test_a_step_of_two_replicas_is_one_step(measured, name):
+@every_game
+def test_a_step_of_two_replicas_is_one_step(game, name):
     steps = 2 * STEPS if name == "Free AT" else STEPS  # two replays
-    assert measured[name]["step"] == steps
-    assert set(measured[name]["iterations"]) == {steps}
+    assert game[name]["step"] == steps
+    assert set(game[name]["iterations"]) == {steps}
 
 
 @pytest.mark.parametrize("kind", ["gates", "next draw", "starts", "dropout"])
