@@ -54,6 +54,20 @@ def whole(name, value, least):
     return int(value)
 
 
+def nonnegative(name, value):
+    """`value` as a float.
+
+    Raises:
+        ValueError: not a finite number of Python or NumPy, or below 0.
+
+    >>> nonnegative("weight", 2)
+    2.0
+    """
+    if not is_number(value) or value < 0:
+        raise ValueError(f"`{name}` must be >= 0. Received: {name}={value!r}")
+    return float(value)
+
+
 def built(model, name="model"):
     """`model`, a Keras 3 model with weights.
 

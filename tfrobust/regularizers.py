@@ -135,9 +135,8 @@ class VulnerabilitySuppression:
     """
 
     def __init__(self, weight=1.0, reduction="mean", features=None, units=None):
-        if not weight >= 0:
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
-        self.weight, self.reduction = float(weight), check_reduction(reduction)
+        self.weight = contract.nonnegative("weight", weight)
+        self.reduction = check_reduction(reduction)
         self.features = None if features is None else list(features)
         if units is not None and (reduction != "mean" or len(units) != len(features or ())):
             raise ValueError(
@@ -196,9 +195,7 @@ class RepresentationMatching:
                 "`feature_layer` must be the name of a layer. "
                 f"Received: feature_layer={feature_layer!r}"
             )
-        if not weight >= 0:
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
-        self.features, self.weight = [feature_layer], float(weight)
+        self.features, self.weight = [feature_layer], contract.nonnegative("weight", weight)
 
     def __call__(self, clean, adversarial):
         (h,), (h_adv,) = clean.features, adversarial.features

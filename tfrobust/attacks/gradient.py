@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import losses, noise
+from tfrobust import contract, losses, noise
 from tfrobust.attacks.attack import Attack, whole
 from tfrobust.attacks.call import better
 
@@ -199,10 +199,7 @@ class MIM(BIM):
 
     def __init__(self, threat, steps=10, step_size=None, decay=1.0, **shared):
         super().__init__(threat, steps=steps, step_size=step_size, **shared)
-        number = isinstance(decay, int | float | np.number) and not isinstance(decay, bool)
-        if not (number and 0 <= decay < np.inf):
-            raise ValueError(f"`decay` must be a number >= 0. Received: decay={decay!r}")
-        self.decay = float(decay)
+        self.decay = contract.nonnegative("decay", decay)
 
     def numbers(self):
         return {**super().numbers(), "decay": np.float32(self.decay)}

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import noise
-from tfrobust.contract import is_number, whole
+from tfrobust.contract import is_number, nonnegative, whole
 from tfrobust.layers.beta_bernoulli import distributions
 from tfrobust.layers.mask import Mask, draw
 from tfrobust.layers.transform import WeightTransform, assign
@@ -103,8 +103,6 @@ class GaussianWeights(WeightTransform):
                     f"`{name}` must be a number > 0 whose square float32 holds. "
                     f"Received: {name}={value!r}"
                 )
-        if not is_number(beta) or beta < 0:
-            raise ValueError(f"`beta` must be >= 0. Received: beta={beta!r}")
         if attack_weights not in ATTACK_WEIGHTS:
             raise ValueError(
                 f"`attack_weights` must be one of {ATTACK_WEIGHTS}. "
@@ -112,7 +110,8 @@ class GaussianWeights(WeightTransform):
             )
         self.train_size = whole("train_size", train_size, 1)
         self.seed = whole("seed", seed, 0)
-        self.prior, self.initial, self.beta = float(prior), float(initial), float(beta)
+        self.prior, self.initial = float(prior), float(initial)
+        self.beta = nonnegative("beta", beta)
         self.attack_weights, self.normalization = attack_weights, bool(normalization)
 
     # --- what a transform is ----------------------------------------------------------------------

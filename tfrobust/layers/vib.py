@@ -4,12 +4,10 @@ A channel is multiplied by z ~ N(mu, sigma^2): the more noise a channel can bear
 input it tells, and one that is all noise is pruned.
 """
 
-import math
-import numbers
-
 import keras
 import tensorflow as tf
 
+from tfrobust.contract import is_number, nonnegative
 from tfrobust.layers.mask import Mask, draw
 
 _TINY = 1e-8
@@ -48,12 +46,10 @@ class VIBMask(Mask):
     def __init__(self, initial_mu=1.0, initial_log_var=-9.0, jitter=0.01, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
         for name, value in (("initial_mu", initial_mu), ("initial_log_var", initial_log_var)):
-            if not (isinstance(value, numbers.Real) and math.isfinite(value)):
+            if not is_number(value):
                 raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}")
-        if not (isinstance(jitter, numbers.Real) and 0 <= jitter < math.inf):
-            raise ValueError(f"`jitter` must be >= 0. Received: jitter={jitter!r}")
         self.initial_mu, self.initial_log_var = initial_mu, initial_log_var
-        self.jitter = jitter
+        self.jitter = nonnegative("jitter", jitter)
 
     def build(self, input_shape):
         channels = input_shape[-1]

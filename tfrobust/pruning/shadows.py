@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import noise
-from tfrobust.contract import is_number, whole
+from tfrobust.contract import is_number, nonnegative, whole
 from tfrobust.layers.mask import Mask
 from tfrobust.layers.transform import WeightTransform, assign, straight_through
 from tfrobust.pruning.constraint import numpy
@@ -140,16 +140,13 @@ class Surgery(Shadowed):
                 raise TypeError(f"`c` must be a number, or one for each layer. Received: c={c!r}")
             if not is_number(value) or abs(float(value)) > LARGEST:
                 raise ValueError(f"`c` must be finite in float32. Received: c={c!r}")
-        for name, value in (("gamma", gamma), ("power", power)):
-            if not is_number(value) or value < 0:
-                raise ValueError(f"`{name}` must be >= 0. Received: {name}={value!r}")
         if not (is_number(lower) and is_number(upper) and 0 < lower <= upper):
             raise ValueError(
                 "`lower` and `upper` must be numbers with 0 < lower <= upper. "
                 f"Received: lower={lower!r}, upper={upper!r}"
             )
         self.c = {k: float(v) for k, v in c.items()} if isinstance(c, dict) else float(c)
-        self.gamma, self.power = float(gamma), float(power)
+        self.gamma, self.power = nonnegative("gamma", gamma), nonnegative("power", power)
         self.stop = None if stop is None else whole("stop", stop, 1)
         self.lower, self.upper = float(lower), float(upper)
         self.seed = whole("seed", seed, 0)

@@ -127,7 +127,7 @@ class AFD(Game):
         self.feature_norm = bool(feature_norm)
         self.discriminator_steps = contract.whole("discriminator_steps", discriminator_steps, 1)
         self.gradient_penalty, self.discriminator_decay, self.encoder_decay = (
-            _plain(name, value)
+            contract.nonnegative(name, value)
             for name, value in (
                 ("gradient_penalty", gradient_penalty),
                 ("discriminator_decay", discriminator_decay),
@@ -351,12 +351,6 @@ class AFD(Game):
             "beta": None if self.beta is None else number_config(self.beta),
             "train_size": self.train_size,
         }
-
-
-def _plain(name, value):
-    if not contract.is_number(value) or value < 0:
-        raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
-    return float(value)
 
 
 def _policy(attack, on_failure):

@@ -21,8 +21,6 @@ import tensorflow as tf
 
 from tfrobust import contract, losses, noise
 from tfrobust.bounds import METHODS, Program, Region, backward
-from tfrobust.threats import Threat
-from tfrobust.training import checks
 from tfrobust.training.anp import MaskGroup
 from tfrobust.training.game import Game
 from tfrobust.training.numbers import Schedule, check_number, number_config, value_at
@@ -48,8 +46,8 @@ class Certified(Game):
         self, classifier, threat, bound="ibp", crown=0.0, epsilon=None, validation_attack=None,
         **kwargs,
     ):  # fmt: skip
-        if not isinstance(threat, Threat):
-            raise TypeError(f"`threat` must be a tr.threats.Threat. Received: threat={threat!r}")
+        if threat is None:  # which other games may go without
+            raise TypeError("`threat` must be a tr.threats.Threat. Received: threat=None")
         if not isinstance(bound, str) or bound not in BOUNDS:
             raise ValueError(f"`bound` must be one of {', '.join(BOUNDS)}. Received: {bound!r}")
         if kwargs.pop("attack", None) is not None:
@@ -57,10 +55,11 @@ class Certified(Game):
                 "`attack` has no place in certified training, which bounds all attacks: give "
                 "`validation_attack`."
             )
-        self.threat, self.bound, self.crown = threat, bound, _share("crown", crown)
-        super().__init__(classifier, None, validation_attack=validation_attack, **kwargs)
-        self.epsilon = None if epsilon is None else check_number("epsilon", epsilon)
-        checks.radius(threat, epsilon)
+        self.bound, self.crown = bound, _share("crown", crown)
+        super().__init__(
+            classifier, None, epsilon=epsilon, validation_attack=validation_attack, threat=threat,
+            **kwargs,
+        )  # fmt: skip
         _without_crown(bound, self.crown, epsilon)
         self.program = Program(classifier)
         METHODS[bound].check(self.program)
@@ -77,12 +76,6 @@ class Certified(Game):
         return {"weights": self.mixed(batch)[0]}
 
     # --- parts for losses ---------------------------------------------------------------------
-
-    def ramp(self):
-        """How far the radius has come: min(1, epsilon of this iteration / the threat's)."""
-        if self.epsilon is None or not self.threat.epsilon:
-            return tf.constant(1.0)
-        return tf.minimum(1.0, self.radius() / self.threat.epsilon)
 
     def share(self, number):
         """A schedule's value; a number is where 1 - ramp * (1 - number) ends."""
@@ -142,7 +135,6 @@ class Certified(Game):
         del config["attack"]
         return {
             **config,
-            "threat": keras.saving.serialize_keras_object(self.threat),
             "bound": self.bound,
             "crown": number_config(self.crown),
             "validation_attack": keras.saving.serialize_keras_object(self.validation_attack),
@@ -232,9 +224,7 @@ class MixTrain(Certified):
         self, classifier, threat, k=10, alpha=0.8, weight=1.0, replacement=True,
         bound="crown-ibp", crown=1.0, **kwargs,
     ):  # fmt: skip
-        if isinstance(k, bool) or not contract.is_number(k) or k != int(k) or k < 1:
-            raise ValueError(f"`k` must be an integer >= 1. Received: k={k!r}")
-        self.k, self.alpha = int(k), _share("alpha", alpha)
+        self.k, self.alpha = contract.whole("k", k, 1), _share("alpha", alpha)
         self.weight, self.replacement = check_number("weight", weight), bool(replacement)
         super().__init__(classifier, threat, bound=bound, crown=crown, **kwargs)
 

@@ -16,7 +16,9 @@ from tfrobust.data import Batches
 from tfrobust.layers.transform import WeightTransform
 from tfrobust.pruning.borrowed import refuse
 from tfrobust.pruning.constraint import unwrapped
-from tfrobust.training.ramp import Ramp, Schedule
+from tfrobust.threats import Threat
+from tfrobust.training.numbers import Schedule
+from tfrobust.training.ramp import Ramp
 
 
 def parts(classifier, attack, validation_attack, regularizers, transform=None):
@@ -43,9 +45,20 @@ def parts(classifier, attack, validation_attack, regularizers, transform=None):
         )
 
 
-def without_attack(attack, epsilon, regularizers):
+def threat(attack, given):
+    """The threat of a game: the attack's, or, where nothing attacks, the one that is given."""
+    if given is not None and not isinstance(given, Threat):
+        raise TypeError(f"`threat` must be a tr.threats.Threat. Received: threat={given!r}")
+    if attack is None:
+        return given
+    if given is not None:
+        raise ValueError(f"`threat` must be None beside `attack`, which has one. Received: {given}")
+    return getattr(attack, "threat", None)
+
+
+def without_attack(attack, threat, epsilon, regularizers):
     """What makes no sense where nothing is attacked."""
-    if attack is None and epsilon is not None:
+    if threat is None and epsilon is not None:
         raise ValueError(f"`epsilon` must be None without an attack. Received: epsilon={epsilon}")
     pairs = [r for r in regularizers if getattr(r, "weight", 1.0) and not hasattr(r, "penalty")]
     if attack is None and pairs:

@@ -62,6 +62,8 @@ class Game(Compiled):
         share_noise: Both passes of a batch draw the same masks and dropout.
         validation_attack: Attack for `val_robust_accuracy` (default: `attack`).
         seed: Integer, seed of the attack inside `fit`.
+        threat: `tr.threats.Threat` of a game without an attack that still has a ball (certified
+            training); else it is the attack's.
         transform: None, or a `tr.layers.WeightTransform` such as `tr.pruning.Surgery`: what the
             optimizers train in place of some of the classifier's variables.
         weight_attack: None, or `tr.training.AWP`: gradients are taken at attacked weights.
@@ -85,17 +87,19 @@ class Game(Compiled):
         seed=0,
         transform=None,
         weight_attack=None,
+        threat=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         checks.parts(classifier, attack, validation_attack, regularizers, transform)
-        checks.without_attack(attack, epsilon, regularizers)
+        self.threat = checks.threat(attack, threat)
+        checks.without_attack(attack, self.threat, epsilon, regularizers)
         checks.weight_attack(weight_attack)
         self.classifier, self.attack = classifier, attack
         self.validation_attack = validation_attack or attack
         self.regularizers = [r for r in regularizers if getattr(r, "weight", 1.0)]
         self.epsilon = None if epsilon is None else check_number("epsilon", epsilon)
-        checks.radius(getattr(attack, "threat", None), epsilon)
+        checks.radius(self.threat, epsilon)
         self.weight_decay = check_number("weight_decay", weight_decay)
         self.share_noise, self.seed = bool(share_noise), int(seed)
         self.step = self.add_weight(
@@ -216,6 +220,12 @@ class Game(Compiled):
     def radius(self):
         """The radius of this iteration, or None: the threat's own."""
         return None if self.epsilon is None else value_at(self.epsilon, self.step.value)
+
+    def ramp(self):
+        """How far the radius has come: min(1, epsilon of this iteration / the threat's)."""
+        if self.epsilon is None or not self.threat.epsilon:
+            return tf.constant(1.0)
+        return tf.minimum(1.0, self.radius() / self.threat.epsilon)
 
     def draw(self):
         """A seed for this iteration, another one on each replica: scalar uint32."""
@@ -341,12 +351,13 @@ class Game(Compiled):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        same = self.validation_attack is self.attack
+        same, own = self.validation_attack is self.attack, self.attack is None
         return {
             **super().get_config(),
             "classifier": serialize(self.classifier),
             "attack": serialize(self.attack),
             "regularizers": [serialize(r) for r in self.regularizers],
+            "threat": serialize(self.threat) if own else None,
             "epsilon": number_config(self.epsilon),
             "weight_decay": self.weight_decay,
             "share_noise": self.share_noise,

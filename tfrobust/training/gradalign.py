@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust import losses, noise
-from tfrobust.contract import is_number
+from tfrobust.contract import nonnegative
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
@@ -36,13 +36,11 @@ class GradAlign:
     """
 
     def __init__(self, weight=0.2):
-        if not (is_number(weight) and weight >= 0):
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
-        self.weight = float(weight)
+        self.weight = nonnegative("weight", weight)
 
     def penalty(self, game, batch):
         """`(batch,)` values for the weights of the game to lower."""
-        threat = getattr(game, "threat", None) or getattr(game.attack, "threat", None)
+        threat = game.threat
         if threat is None:
             raise ValueError("`attack` must be given: GradAlign looks in its ball. Received: None")
         rows = tf.range(tf.shape(batch.x)[0])

@@ -7,21 +7,8 @@ resumed training goes on where it was.
 import keras
 import tensorflow as tf
 
-from tfrobust.contract import is_number
-
-Schedule = keras.optimizers.schedules.LearningRateSchedule
-
-
-def _whole(name, value, least):
-    if isinstance(value, bool) or not is_number(value) or value != int(value) or value < least:
-        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
-    return int(value)
-
-
-def _finite(name, value):
-    if not is_number(value) or not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
-    return float(value)
+from tfrobust.contract import nonnegative, whole
+from tfrobust.training.numbers import Schedule
 
 
 @keras.saving.register_keras_serializable(package="tfrobust")
@@ -51,9 +38,9 @@ class Ramp(Schedule):
     """
 
     def __init__(self, final, length, begin=0, initial=0.0, smooth=False, every=1):
-        self.final, self.initial = _finite("final", final), _finite("initial", initial)
-        self.length, self.begin = _whole("length", length, 1), _whole("begin", begin, 0)
-        self.smooth, self.every = bool(smooth), _whole("every", every, 1)
+        self.final, self.initial = nonnegative("final", final), nonnegative("initial", initial)
+        self.length, self.begin = whole("length", length, 1), whole("begin", begin, 0)
+        self.smooth, self.every = bool(smooth), whole("every", every, 1)
 
     def __call__(self, step):
         step = tf.cast(step, tf.int64) // self.every * self.every
@@ -92,9 +79,9 @@ class Growth(Schedule):
     """
 
     def __init__(self, initial, factor, every, begin=0, limit=50.0):
-        self.initial, self.factor = _finite("initial", initial), _finite("factor", factor)
-        self.limit = _finite("limit", limit)
-        self.every, self.begin = _whole("every", every, 1), _whole("begin", begin, 0)
+        self.initial, self.factor = nonnegative("initial", initial), nonnegative("factor", factor)
+        self.limit = nonnegative("limit", limit)
+        self.every, self.begin = whole("every", every, 1), whole("begin", begin, 0)
 
     def __call__(self, step):
         turns = tf.maximum(tf.cast(step, tf.int64) - self.begin, 0) // self.every

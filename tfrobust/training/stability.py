@@ -14,7 +14,6 @@ import tensorflow as tf
 from tfrobust import contract
 from tfrobust.bounds import Pointwise, Program, Region
 from tfrobust.bounds.kernels import Kernel
-from tfrobust.contract import is_number
 from tfrobust.training.numbers import Schedule
 
 
@@ -26,21 +25,18 @@ class _OnBoxes:
 
     def __init__(self, weight, **others):
         for name, value in {"weight": weight, **others}.items():
-            if not is_number(value) or not 0 <= value < float("inf"):
-                raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
-            setattr(self, name, float(value))
+            setattr(self, name, contract.nonnegative(name, value))
         self._names = ("weight", *others)
 
     def penalty(self, game, batch):
         """`(batch,)` values for the weights of the game to lower."""
         boxes, program = batch.boxes, getattr(game, "program", None) or Program(game.classifier)
         if boxes is None:
-            threat = getattr(game, "threat", None) or getattr(game.attack, "threat", None)
-            if threat is None:
+            if game.threat is None:
                 raise ValueError(
                     f"`attack` must be given: {type(self).__name__} bounds its ball. Received: None"
                 )
-            region = Region.around(threat, batch.x, game.radius())
+            region = Region.around(game.threat, batch.x, game.radius())
             boxes = program.boxes(region, [program.output])
         found = [boxes[number] for number in kinks(program)]
         if not found:
@@ -95,8 +91,7 @@ class _Fading(_OnBoxes):
             raise ValueError(f"`tolerance` must be > 0. Received: tolerance={tolerance}")
 
     def faded(self, game):
-        growing = isinstance(getattr(game, "epsilon", None), Schedule) and hasattr(game, "ramp")
-        return 1.0 - game.ramp() if growing else 1.0
+        return 1.0 - game.ramp() if isinstance(game.epsilon, Schedule) else 1.0
 
     def short(self, ratio):
         return tf.nn.relu(self.tolerance - ratio) / self.tolerance
@@ -183,18 +178,15 @@ def kinks(program):
 
     They are told by what they do: f(2 x) = 2 f(x), with other slopes on either side of 0.
     """
-    found, points = [], tf.constant([-2.0, -1.0, 1.0, 2.0])
-    for rule, sources in program.steps:
-        if isinstance(rule, Pointwise) and not rule.affine:
-            a, b, c, d = rule(points).numpy() if tf.executing_eagerly() else _eager(rule, points)
-            if a == 2 * b and d == 2 * c and b != -c:
-                found.append(sources[0])
+    found = []
+    with tf.init_scope():  # numbers, also where a step is traced
+        points = tf.constant([-2.0, -1.0, 1.0, 2.0])
+        for rule, sources in program.steps:
+            if isinstance(rule, Pointwise) and not rule.affine:
+                a, b, c, d = rule(points).numpy()
+                if a == 2 * b and d == 2 * c and b != -c:
+                    found.append(sources[0])
     return found
-
-
-def _eager(rule, points):
-    with tf.init_scope():
-        return rule(tf.constant([-2.0, -1.0, 1.0, 2.0])).numpy()
 
 
 def ibp_initialization(model, seed=0):
