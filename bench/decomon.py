@@ -3,8 +3,8 @@
 decomon asks for NumPy's `float_`, which NumPy 2 dropped, so it is given back here; it is installed
 beside the project, never into it:
 
-    python -m venv /tmp/decomon && /tmp/decomon/bin/pip install --no-deps decomon==0.2.1
-    PYTHONPATH=SITE-PACKAGES-OF-THE-PROJECT:. /tmp/decomon/bin/python -m bench.decomon
+    python -m venv decomon-env && decomon-env/bin/pip install --no-deps decomon==0.2.1
+    PYTHONPATH=SITE-PACKAGES-OF-THE-PROJECT:. decomon-env/bin/python -m bench.decomon
 
 Weights and images are made by `nets` and `boxes` from fixed seeds, so that the file holds bounds
 only: intervals ("forward-ibp"), CROWN-IBP ("crown-forward-ibp") and full CROWN ("crown") of every

@@ -5,7 +5,9 @@ Papers: Gowal et al., 2018 (arXiv 1810.12715) for "ibp"; Zhang et al., 2020 (190
 the epochs to `--grow` times the one that is certified; IBP initialisation (Shi et al., 2021).
 Certified on all test images by intervals, then CROWN-IBP on what is left; attacked by PGD-40 x 5
 and AutoAttack on the first 1,000.
-Command: python -m recipes.certified_training --epsilon 0.1 --grow 1.5
+Time: 618 processor seconds at epsilon 0.1 (30 epochs), 862 at 0.3 (40), and AutoAttack.
+Expected: clean 98.2, verified 95.9 %; with `--epsilon 0.3 --grow 1.1 --epochs 40` 96.7 and 87.8.
+Command: python -m recipes.certified_training --epsilon 0.1 --grow 1.5 --epochs 30
 """
 
 import dataclasses
@@ -123,7 +125,7 @@ def judged(net, label, scene, data, args, work, told, attack=True):
         scene.threat,
         ["ibp", "crown-ibp"],
         eps_grid=[round(scene.threat.epsilon * part, 6) for part in (0.25, 0.5, 0.75, 1.25, 1.5)],
-        state=certificate_file(work, label, args),
+        state=work / f"certified_{label}.npz",
     )
     print(proof, flush=True)
     if attack:
@@ -135,13 +137,6 @@ def judged(net, label, scene, data, args, work, told, attack=True):
             settings={**settings(args), **told, "zeros": pruning_stages.zeros(net)},
         )
     return dataclasses.replace(entry, certificate=proof)
-
-
-def certificate_file(work, label, args):
-    path = work / f"certified_{label}.npz"
-    if not args.resume:
-        path.unlink(missing_ok=True)
-    return path
 
 
 if __name__ == "__main__":

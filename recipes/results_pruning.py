@@ -3,10 +3,10 @@
 Every figure comes from a card or from the curve.json beside it; what has no card is left out.
 """
 
-import io
 import json
 
 import tfrobust as tr
+from recipes import ladder_plot
 from recipes.cells import ROOT, rate
 
 DATA = {
@@ -203,36 +203,10 @@ def curves_of(data, kind, root=ROOT):
 
 def plot(data, root=ROOT):
     """SVG text of the curves: attacked (solid) and clean (dashed) accuracy against the ratio."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     curves = {kind: curves_of(data, kind, root) for kind in KINDS}
-    kinds = [kind for kind in KINDS if curves[kind]] or list(KINDS)
-    settings = {"svg.hashsalt": "tfrobust", "svg.fonttype": "none", "font.size": 9}
-    with rc_context(settings):
-        figure = Figure(figsize=(4 * len(kinds) + 1, 3.2), layout="constrained")
-        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for axis, kind in zip(axes, kinds, strict=True):
-            for mode, rows in curves[kind].items():
-                x = [100 * row["ratio"] for row in rows]
-                for key, style in (("attacked", "-"), ("clean", "--")):
-                    label = MODES[mode] if key == "attacked" else None
-                    y = [100 * row[key] for row in rows]
-                    axis.plot(x, y, style, color=INKS[mode], label=label, linewidth=1.5)
-            axis.set_title(KINDS[kind])
-            axis.set_xlabel("pruned, %")
-            axis.set_xlim(0, 100)
-            axis.set_ylim(0, 100)
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].set_ylabel("accuracy, %: attacked (line), clean (dashes)")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, title="fine-tuning", frameon=False, loc="outside right center"
-        )
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    panels = {KINDS[k]: c for k, c in curves.items() if c} or {k: {} for k in KINDS.values()}
+    label = "accuracy, %: attacked (line), clean (dashes)"
+    return ladder_plot.svg(panels, {"attacked": "-", "clean": "--"}, MODES, INKS, label)
 
 
 def page(root=ROOT):

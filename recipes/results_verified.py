@@ -3,10 +3,10 @@
 Every figure comes from a card, or from the curve.json or unlearning.json beside it.
 """
 
-import io
 import json
 
 import tfrobust as tr
+from recipes import ladder_plot
 from recipes.cells import ROOT, rate
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "mixtrain": "MixTrain"}
@@ -190,37 +190,14 @@ def page(root=ROOT):
 
 def plot(start, root=ROOT):
     """SVG text: verified (line) and attacked (dashes) accuracy against the share pruned."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    runs = {kind: pruned(start, kind, root) for kind in KINDS}
-    kinds = [kind for kind in KINDS if runs[kind]]
-    settings = {"svg.hashsalt": "tfrobust", "svg.fonttype": "none", "font.size": 9}
-    with rc_context(settings):
-        figure = Figure(figsize=(4 * len(kinds) + 1, 3.2), layout="constrained")
-        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for axis, kind in zip(axes, kinds, strict=True):
-            for mode, (folder, _) in runs[kind].items():
-                if mode not in INKS or not (folder / "curve.json").exists():
-                    continue
-                rows = json.loads((folder / "curve.json").read_text())
-                for key, style in STYLES.items():
-                    label = MODES[mode] if key == "verified" else None
-                    x, y = ([100 * row[name] for row in rows] for name in ("ratio", key))
-                    axis.plot(x, y, style, color=INKS[mode], label=label, linewidth=1.5)
-            axis.set_title(KINDS[kind])
-            axis.set_xlabel("pruned, %")
-            axis.set_xlim(0, 100)
-            axis.set_ylim(0, 100)
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-        axes[0].set_ylabel("%: verified (line), under attack (dashes)")
-        handles, labels = axes[0].get_legend_handles_labels()
-        place = {"title": "fine-tuning", "frameon": False, "loc": "outside right center"}
-        figure.legend(handles, labels, **place)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    panels = {}
+    for kind, title in KINDS.items():
+        runs = {
+            mode: folder / "curve.json" for mode, (folder, _) in pruned(start, kind, root).items()
+        }
+        if runs:
+            panels[title] = {m: json.loads(f.read_text()) for m, f in runs.items() if f.exists()}
+    return ladder_plot.svg(panels, STYLES, MODES, INKS, "%: verified (line), under attack (dashes)")
 
 
 def plots(root=ROOT):
