@@ -10,17 +10,23 @@ optimizer, no discriminator and no metric. Seconds are those of the processor, a
 process together; the start and the end of `fit` are left out.
 """
 
-import argparse
+import sys
 import time
 
 import keras
 import tensorflow as tf
 
 import tfrobust as tr
-from bench import timing
+from bench import command, timing
 from bench.pruning import BATCH, Begin, End
 
 BAR = 1.15
+FLAGS = {
+    "afd_images": (1280, "of an epoch of AFD"),
+    "afd_steps": (7, "of AFD's attack"),
+    "afd_width": (0.5, "of AFD's ResNet-18"),
+}
+TINY = {"afd_images": 128, "afd_steps": 1, "afd_width": 0.125}
 FLOOR = "attack and counted passes alone"
 
 
@@ -89,30 +95,5 @@ def floor(net, attack, x, y):
     return work
 
 
-def main():
-    from bench import run
-
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--rounds", type=int, default=5)
-    options(cli)
-    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
-    args = cli.parse_args()
-    if args.tiny:
-        args.rounds, args.afd_images, args.afd_steps, args.afd_width = 1, 128, 1, 0.125
-    x, y, source = run.images(args.afd_images)
-    print(source)
-    for part in sections(x, y, args):
-        print(part["name"], flush=True)
-        for row in part["rows"]:
-            bar = "" if row["bar"] is None else f" (bar {row['bar']})"
-            print(f"  {row['name']}: {row['seconds']:.3f} s, ratio {row['ratio']:.3f}{bar}")
-
-
-def options(cli):
-    cli.add_argument("--afd-images", type=int, default=1280, help="of an epoch of AFD")
-    cli.add_argument("--afd-steps", type=int, default=7, help="of AFD's attack")
-    cli.add_argument("--afd-width", type=float, default=0.5, help="of AFD's ResNet-18")
-
-
 if __name__ == "__main__":
-    main()
+    command.alone(__doc__, sys.modules[__name__])

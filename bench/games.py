@@ -7,18 +7,19 @@ median over rounds of seconds / seconds of plain AT.
     python -m bench.games [--rounds 9] [--games-batch 128]
 """
 
-import argparse
 import functools
+import sys
 import time
 
-import keras
 import tensorflow as tf
 
 import tfrobust as tr
-from bench import timing
+from bench import command, timing
 
 THREAT = tr.threats.Linf(0.1)
 PLAIN = "AT, PGD-7"
+FLAGS = {"games_batch": (128, "of a step of each game")}
+TINY = {"games_batch": 16}
 
 
 def games(count, batch):
@@ -48,8 +49,8 @@ def compiled(game, **options):
     return tf.function(lambda x, y: game.train_step((x, y)), jit_compile=False)
 
 
-def sections(args):
-    """Yields the section; `args` has `rounds` and `games_batch`."""
+def sections(x, y, args):
+    """Yields the section, of digits; `args` has `rounds` and `games_batch`."""
     data, batch = tr.data.load("digits"), args.games_batch
     x, y = (tf.constant(v[:batch]) for v in (data.x_train, data.y_train))
     contenders = {
@@ -66,21 +67,6 @@ def sections(args):
     }
 
 
-def main():
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--rounds", type=int, default=9)
-    options(cli)
-    args = cli.parse_args()
-    keras.utils.set_random_seed(0)
-    for part in sections(args):
-        for row in part["rows"]:
-            print(f"{row['ratio']:6.2f} x  {1e3 * row['seconds']:8.2f} ms  {row['name']}")
-
-
-def options(cli):
-    cli.add_argument("--games-batch", type=int, default=128, help="of a step of each game")
-
-
 def seconds(step, x, y):
     """Processor seconds of one step."""
     began = time.process_time()
@@ -89,4 +75,4 @@ def seconds(step, x, y):
 
 
 if __name__ == "__main__":
-    main()
+    command.alone(__doc__, sys.modules[__name__], rounds=9)

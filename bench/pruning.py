@@ -8,17 +8,22 @@ out. An update costs the same whatever the size of the epoch, so ordinary epochs
 take more images and have one update in five, and adversarial ones have one each.
 """
 
-import argparse
+import sys
 import time
 import warnings
 
 import keras
 
 import tfrobust as tr
-from bench import timing
+from bench import command, timing
 
 BAR = 1.02
 BATCH = 128
+FLAGS = {
+    "prune_images": (10_000, "of an ordinary epoch while pruning"),
+    "train_images": (2560, "of an adversarial epoch"),
+}
+TINY = {"prune_images": 256, "train_images": 256}
 EPOCHS = 5  # from one update to the next, as Sehwag et al. (2019) prune
 
 
@@ -95,30 +100,5 @@ def fit(model, schedule, x, y, epochs):
     return work
 
 
-def main():
-    from bench import run
-
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--rounds", type=int, default=5)
-    options(cli)
-    cli.add_argument("--train-images", type=int, default=2560, help="of an adversarial epoch")
-    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
-    args = cli.parse_args()
-    if args.tiny:
-        args.rounds, args.prune_images, args.train_images = 1, 256, 128
-    x, y, source = run.images(max(args.prune_images, args.train_images))
-    print(source)
-    for part in sections(x, y, args):
-        print(part["name"], flush=True)
-        for row in part["rows"]:
-            print(f"  {row['name']}: {row['seconds']:.3f} s, ratio {row['ratio']:.3f}")
-
-
-def options(cli):
-    cli.add_argument(
-        "--prune-images", type=int, default=10_000, help="of an ordinary epoch while pruning"
-    )
-
-
 if __name__ == "__main__":
-    main()
+    command.alone(__doc__, sys.modules[__name__])

@@ -14,59 +14,42 @@ instead of a floor.
         [--suite-images 1000]
 """
 
-import argparse
 import datetime
 import json
 import pathlib
-import time
+import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import tfrobust as tr
-from bench import afd, games, peers, pruning, shrinking, speed, timing, verify
+from bench import afd, command, games, peers, pruning, shrinking, speed, timing, verify
 
 HERE = pathlib.Path(__file__).parent
 EPSILON = 0.3
 BATCH = 128
 BAR = 1.15
+MORE = (pruning, shrinking, afd, games, verify)
+FLAGS = {
+    "images": (250, "attacked at once"),
+    "steps": (40, "of PGD"),
+    "suite_images": (1000, "of AutoAttack (20 minutes), 0: without it"),
+}
+TINY = {"images": 32, "steps": 4, "suite_images": 0}
 
 
 def main():
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--rounds", type=int, default=5)
-    cli.add_argument("--images", type=int, default=250, help="attacked at once")
-    cli.add_argument("--steps", type=int, default=40, help="of PGD")
-    cli.add_argument("--train-images", type=int, default=2560, help="of one epoch of training")
-    pruning.options(cli)
-    shrinking.options(cli)
-    afd.options(cli)
-    games.options(cli)
-    verify.options(cli)
-    cli.add_argument(
-        "--suite-images", type=int, default=1000, help="of AutoAttack (20 minutes), 0: without it"
+    args = command.flags(
+        __doc__, [sys.modules[__name__], *MORE], 5, output=str(HERE / "results.json")
     )
-    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
-    cli.add_argument("--output", default=str(HERE / "results.json"))
-    args = cli.parse_args()
-    if args.tiny:
-        args.rounds, args.images, args.steps, args.train_images = 1, 32, 4, 256
-        args.suite_images, args.prune_images, args.anp_images = 0, 256, 256
-        args.afd_images, args.afd_steps, args.afd_width = 128, 1, 0.125
-        args.games_batch, args.verify_images = 16, 32
-    keras.utils.set_random_seed(0)
-    x, y, source = images(max(value for name, value in vars(args).items() if "images" in name))
+    x, y, source = command.images(args)
     model, origin = robust_model(x, y)
     sections = [
         attack_section(model, x[: args.images], y[: args.images], args),
         training_section(x[: args.train_images], y[: args.train_images], args),
         anp_section(x[: args.train_images], y[: args.train_images], args),
-        *pruning.sections(x, y, args),
-        *shrinking.sections(x, y, args),
-        *afd.sections(x, y, args),
-        *games.sections(args),
-        *verify.sections(x, y, args),
+        *(part for bench in MORE for part in bench.sections(x, y, args)),
         *speed.sections(model, x[: args.images], y[: args.images], args),
     ]
     result = {
@@ -81,18 +64,8 @@ def main():
     path = tr.files.target(args.output, "output")
     text = json.dumps(result, indent=1) + "\n"
     tr.files.replace(path, lambda name: pathlib.Path(name).write_text(text))
-    show(result, path)
-
-
-def images(count):
-    """`count` MNIST test images, or digits stretched to 28 x 28 where MNIST is not at hand."""
-    try:
-        data = tr.data.load("mnist")
-        return data.x_test[:count], data.y_test[:count], "MNIST, first test images"
-    except (OSError, ValueError):
-        data = tr.data.load("digits")
-        big = tf.image.resize(data.x_train, (28, 28)).numpy().clip(0, 1)
-        return big[:count], data.y_train[:count], "scikit-learn digits resized to 28 x 28"
+    command.show(sections)
+    print(f"model: {origin}; images: {source}; written to {path}")
 
 
 def robust_model(x, y):
@@ -187,7 +160,7 @@ def training_section(x, y, args):
     others, absent = peers.madry(tr.models.lenet5_caffe(), x, y, EPSILON, EPSILON / 4, 7, BATCH)
     contenders = {
         floor: epoch_floor(tr.models.lenet5_caffe(), x, y, 7, 1),
-        "tfrobust, the steps of fit": fit_steps(game, x, y),
+        "tfrobust, the steps of fit": timing.steps_of(game, x, y, BATCH),
         "tfrobust, all of fit": fit(game, x, y),
         **others,
     }
@@ -211,57 +184,19 @@ def anp_section(x, y, args):
     floor = "7 input gradients + 1 train step of two passes"
     contenders = {
         floor: epoch_floor(net(), x, y, 7, 2),
-        "tfrobust ANP-VS, the steps of fit": fit_steps(game, x, y),
+        "tfrobust ANP-VS, the steps of fit": timing.steps_of(game, x, y, BATCH),
     }
     name = f"one epoch of ANP-VS with PGD-7, {len(x)} images in batches of {BATCH}"
-    return section(name, contenders, floor, args, {}, {})
+    return section(name, contenders, floor, args, {}, {"tfrobust ANP-VS, the steps of fit": BAR})
 
 
 def fit(game, x, y):
     return lambda: game.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
 
 
-class Steps(keras.callbacks.Callback):
-    """Seconds of an epoch's steps, scaled from all but the first: without the start of `fit`."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.count = batch + 1
-        if batch == 0:
-            self.began = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        taken = time.perf_counter() - self.began
-        self.seconds = taken * self.count / (self.count - 1)
-
-
-def fit_steps(game, x, y):
-    def work():
-        steps = Steps()
-        game.fit(x, y, batch_size=BATCH, epochs=1, verbose=0, callbacks=[steps])
-        return steps.seconds
-
-    return work
-
-
 def section(name, contenders, floor, args, absent, bars):
     rows = timing.rows(timing.interleaved(contenders, args.rounds), floor, bars)
     return {"name": name, "floor": floor, "rows": rows, "absent": absent}
-
-
-def show(result, path):
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for part in result["sections"]:
-        table = Table("", "seconds", "x floor", "bar", title=part["name"])
-        for row in part["rows"]:
-            bar = f"<= {row['bar']:g}" if row["bar"] else ""
-            table.add_row(row["name"], f"{row['seconds']:.3f}", f"{row['ratio']:.3f}", bar)
-        for name, reason in part["absent"].items():
-            table.add_row(name, reason[:60], "", "")
-        console.print(table)
-    console.print(f"model: {result['model']}; images: {result['images']}; written to {path}")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,17 @@ other contender is the same game after `tr.training.shrunk`, as `fit_and_shrink`
 two stretches. Seconds are those of the processor; the start of `fit` is left out.
 """
 
-import argparse
+import sys
 import time
 
-import keras
 import numpy as np
 
 import tfrobust as tr
-from bench import timing
+from bench import command, timing
 
 BATCH = 128
+FLAGS = {"anp_images": (512, "of an epoch of ANP with dead units")}
+TINY = {"anp_images": 256}
 SHARES = (0.5, 0.8)
 
 
@@ -48,7 +49,10 @@ def section(share, x, y, rounds):
     game = anp(share)
     smaller = tr.training.shrunk(game)
     floor = "dead units carried along"
-    contenders = {floor: epoch(game, x, y), "cut by shrink_every": epoch(smaller, x, y)}
+    contenders = {
+        floor: timing.steps_of(game, x, y, BATCH, time.process_time),
+        "cut by shrink_every": timing.steps_of(smaller, x, y, BATCH, time.process_time),
+    }
     rows = timing.rows(timing.interleaved(contenders, rounds), floor)
     flops = [tr.footprint.measure(net).flops for net in (tr.models.lenet5_caffe(), game.classifier)]
     return {
@@ -60,51 +64,5 @@ def section(share, x, y, rounds):
     }
 
 
-class Steps(keras.callbacks.Callback):
-    """Processor seconds of an epoch, scaled from all its steps but the first."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.count = batch + 1
-        if batch == 0:
-            self.began = time.process_time()
-
-    def on_epoch_end(self, epoch, logs=None):
-        taken = time.process_time() - self.began
-        self.seconds = taken * self.count / (self.count - 1)
-
-
-def epoch(game, x, y):
-    def work():
-        steps = Steps()
-        game.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[steps])
-        return steps.seconds
-
-    return work
-
-
-def options(cli):
-    cli.add_argument(
-        "--anp-images", type=int, default=512, help="of an epoch of ANP with dead units"
-    )
-
-
-def main():
-    from bench import run
-
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--rounds", type=int, default=3)
-    options(cli)
-    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
-    args = cli.parse_args()
-    if args.tiny:
-        args.rounds, args.anp_images = 1, 256
-    x, y, source = run.images(args.anp_images)
-    print(source)
-    for part in sections(x, y, args):
-        print(part["name"], flush=True)
-        for row in part["rows"]:
-            print(f"  {row['name']}: {row['seconds']:.2f} s, ratio {row['ratio']:.3f}")
-
-
 if __name__ == "__main__":
-    main()
+    command.alone(__doc__, sys.modules[__name__], rounds=3)

@@ -5,6 +5,8 @@ import platform
 import statistics
 import time
 
+import keras
+
 
 def interleaved(contenders, rounds, warm=True):
     """Seconds of each contender in each round: {name: [seconds]}.
@@ -44,6 +46,34 @@ def rows(times, floor, bars=None):
             }
         )
     return table
+
+
+class Steps(keras.callbacks.Callback):
+    """Seconds of an epoch's steps, scaled from all but the first: without the start of `fit`."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.count = batch + 1
+        if batch == 0:
+            self.began = self.clock()
+
+    def on_epoch_end(self, epoch, logs=None):
+        taken = self.clock() - self.began
+        self.seconds = taken * self.count / (self.count - 1)
+
+
+def steps_of(game, x, y, batch_size, clock=time.perf_counter):
+    """A contender: an epoch of `fit`, that returns the seconds of its steps by `clock`."""
+
+    def work():
+        steps = Steps(clock)
+        game.fit(x, y, batch_size=batch_size, epochs=1, verbose=0, callbacks=[steps])
+        return steps.seconds
+
+    return work
 
 
 def machine():

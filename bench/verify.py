@@ -8,10 +8,7 @@ floor is the net with five classes. Memory is the peak of a process of its own t
 CIFAR-large network, less what the process held before: it must not grow with the images.
 """
 
-import argparse
 import functools
-import resource
-import subprocess
 import sys
 
 import keras
@@ -19,13 +16,15 @@ import numpy as np
 import tensorflow as tf
 
 import tfrobust as tr
-from bench import games, timing
+from bench import command, games, timing
 
 BAR = 3.0
 STEP = 3.5  # a step with intervals, in plain steps
 CLASSES = (5, 10, 20, 40)
 ROOM = 1.15  # above (classes - 1) / 4
 THREAT = tr.threats.Linf(0.1)
+FLAGS = {"verify_images": (256, "of interval certificates")}
+TINY = {"verify_images": 32}
 
 
 def sections(x, y, args):
@@ -104,63 +103,9 @@ def relaxations(x, rounds):
     }
 
 
-def memory(images):
-    """Peak MiB that bounds of CIFAR-large take in a process of their own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.verify", "--peak", str(images)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.split()[-1])
-
-
-def peak(images):
-    """Bounds some images and prints by how many MiB the process's peak grew."""
-    net = tr.models.cifar_large()
-    x = np.random.default_rng(0).uniform(size=(images, 32, 32, 3)).astype("float32")
-    y = np.arange(images) % 10
-    net.predict(x[:16], verbose=0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tr.bounds.margins(net, x, y, tr.threats.Linf(2 / 255), method="crown-ibp")
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) / 1024)
-
-
 def _quiet(_):
     """Contenders return nothing: a float would be taken for their seconds."""
 
 
-def main():
-    from bench import run
-
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--rounds", type=int, default=5)
-    options(cli)
-    cli.add_argument("--memory", type=int, nargs="*", default=[64, 128], help="images to bound")
-    cli.add_argument("--peak", type=int, help="(internal) bound so many images, print the peak")
-    cli.add_argument("--tiny", action="store_true", help="seconds only: does it run?")
-    args = cli.parse_args()
-    if args.peak:
-        return peak(args.peak)
-    if args.tiny:
-        args.rounds, args.verify_images, args.memory = 1, 32, []
-    keras.utils.set_random_seed(0)
-    x, y, source = run.images(args.verify_images)
-    print(source)
-    for part in sections(x, y, args):
-        print(part["name"], flush=True)
-        for row in part["rows"]:
-            bar = "" if row["bar"] is None else f", bar {row['bar']:.2f}"
-            print(f"  {row['name']}: {row['seconds']:.3f} s, ratio {row['ratio']:.3f}{bar}")
-    for images in args.memory:
-        print(f"CROWN-IBP of {images} images, CIFAR-large: {memory(images):.0f} MiB", flush=True)
-    return None
-
-
-def options(cli):
-    cli.add_argument("--verify-images", type=int, default=256, help="of interval certificates")
-
-
 if __name__ == "__main__":
-    main()
+    command.alone(__doc__, sys.modules[__name__])
