@@ -47,12 +47,16 @@ def _save(path, mark, x_adv):
         np.savez(file, mark=mark, x_adv=x_adv)
 
 
-def entry(run, row, found):
-    """`tr.report.Entry` of what a row trained; masked nets are shrunk first."""
+def entry(run, row, found, name):
+    """(`tr.report.Entry`, net) of what a row trained; masked nets are shrunk first.
+
+    Args:
+        name: That of the card, for the state of its evaluations.
+    """
     args, (x, y) = run.args, (run.data.x_test, run.data.y_test)
     masked = bool(tr.layers.masks(found.net))
     net = tr.shrink.compact(found.net) if masked else found.net
-    state = args.work / f"{args.data}_judge_{row}_s{run.seed}"
+    state = args.work / f"{name}_judge"
     state.mkdir(parents=True, exist_ok=True)
     whole = tr.evaluate.robustness(
         net, (x, y), [tr.attacks.FGSM(run.scene.threat), white_box(run)], state=state / "all.npz"

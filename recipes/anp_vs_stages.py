@@ -1,9 +1,12 @@
 """How each row of the ANP-VS tables is trained: stages that rows share, each done once and kept.
 
-A stage is one `fit` below `--work`, named by what it trains and its seed. It is resumed where a
-kill left it and taken as it is when it is done, so that every table takes the same standard net,
-the same adversarially trained one and the same masks, and each row counts the seconds of all
-stages that it stands on.
+A stage is one `fit` below `--work`, named by what it trains, by the options that it depends on and
+by its seed. It is resumed where a kill left it and taken as it is when it is done, so that every
+table takes the same standard net, the same adversarially trained one and the same masks, and each
+row counts the seconds of all stages that it stands on.
+
+Adversarial rows have the paper's loss, (CE(x) + 2 CE(x'))/3 + weight decay, where they are not
+another method; the attack in training is PGD-7 with steps of epsilon / 4.
 """
 
 import dataclasses
@@ -15,10 +18,11 @@ import numpy as np
 
 import tfrobust as tr
 from recipes import mnist, pruning_stages
-from recipes.command import settings
 
 KINDS = {"bbd": "BetaBernoulliMask", "vib": "VIBMask"}
 NETS = {"mnist": ("lenet5_caffe", 1.0), "cifar10": ("vgg16", 0.25)}
+MIX, DECAY = (1.0, 2.0), 1e-4
+CLEAN = 5  # epochs on clean images for one of the budget, which is of adversarial ones
 SPARSITY = {"mnist": 0.80, "cifar10": 0.75}  # of the paper's ADMM rows
 
 
@@ -36,7 +40,7 @@ class Run:
     """The stages of one seed.
 
     Args:
-        args: Flags of the recipe: data, epochs, width, seed, beta, suppress, gain, smoke, work.
+        args: Flags of the recipe: data, epochs, width, smoke, work, and what rows depend on.
         data: `tr.data.Dataset`.
         seed: Integer.
     """
@@ -56,21 +60,25 @@ class Run:
         name, _ = NETS[self.args.data]
         return getattr(tr.models, name)(mask=mask, width=self.args.width)
 
-    def masked(self, start, kind):
-        """`start` with masks of a kind, open at first."""
-        names, options = iter(range(1000)), {"initial_a": 2.0} if kind == "bbd" else {}
-        layer = getattr(tr.layers, KINDS[kind])
+    def copy(self, net):
+        """A net of the same weights."""
+        other = self.net()
+        other.set_weights(net.get_weights())
+        return other
+
+    def masked(self, start, kind, **options):
+        """`start` with masks of a kind, each with noise of its own."""
+        names, layer = iter(range(1000)), getattr(tr.layers, KINDS[kind])
         net = self.net(
             lambda name: layer(seed=1000 * self.seed + next(names), name=name, **options)
         )
         mnist.copy_by_name(start, net)
         return net
 
-    def batches(self, labels=None):
-        y = self.data.y_train if labels is None else labels
-        return tr.data.Batches(self.data.x_train, y, mnist.BATCH, seed=self.seed)
+    def batches(self):
+        return tr.data.Batches(self.data.x_train, self.data.y_train, mnist.BATCH, seed=self.seed)
 
-    def stage(self, name, before, net, epochs, game_of, rate=2e-3, callbacks=(), labels=None):
+    def stage(self, name, before, net, epochs, game_of, rate=2e-3, callbacks=()):
         """Trains `net` in the game that `game_of(net, steps)` makes: `Trained`.
 
         Args:
@@ -79,20 +87,19 @@ class Run:
         """
         folder = self.args.work / f"{self.args.data}_{name}_s{self.seed}"
         seconds, done = (before.seconds, before.epochs) if before else ([0.0, 0.0], {})
-        if (told := self.told(folder, epochs, done)) is not None:
-            net.load_weights(folder / "net.weights.h5")
+        told, steps = self.told(folder, epochs, done), pruning_stages.steps(self.data, epochs)
+        game, weights = game_of(net, steps), folder / "game.weights.h5"
+        if told is not None:
+            game.load_weights(weights)
         else:
-            steps = pruning_stages.steps(self.data, epochs)
-            game = game_of(net, steps)
-            kinds = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
             optimizer = None
             if rate is not None:
                 optimizer = keras.optimizers.Adam(mnist.one_cycle(rate, steps))
-            game.compile(optimizer, loss=kinds[labels is not None](from_logits=True))
+            game.compile(optimizer)
             clock = mnist.train(
-                game, self.batches(labels), epochs, folder / "fit", True, callbacks=callbacks
+                game, self.batches(), epochs, folder / "fit", True, callbacks=callbacks
             )
-            tr.files.replace(tr.files.target(folder / "net.weights.h5"), net.save_weights)
+            tr.files.replace(tr.files.target(weights), game.save_weights)
             told = {"seconds": clock.done, "epochs": clock.epochs}
             self.keep(folder, epochs, done, told)
         total = [a + b for a, b in zip(seconds, told["seconds"], strict=True)]
@@ -118,27 +125,39 @@ class Run:
         tr.files.replace(path, lambda p: pathlib.Path(p).write_text(text))
 
     def flags(self, epochs, before):
-        """What a stage of this run depends on."""
-        free = {"rows", "seeds", "seed", "n", "grid", "suppress", "beta", "vib_beta", "bp_beta"}
-        own = {k: v for k, v in settings(self.args).items() if k not in free}
-        return json.loads(json.dumps({**own, "stage_epochs": epochs, "before": before}))
+        """What a stage depends on beside its name."""
+        return {
+            "data": self.args.data,
+            "width": self.args.width,
+            "train_images": len(self.data.x_train),
+            "epochs": epochs,
+            "before": before,
+        }
 
     # --- games ------------------------------------------------------------------------------------
 
-    def suppression(self, weight):
-        return [tr.regularizers.VulnerabilitySuppression(weight)] if weight else []
+    def suppression(self, weight, net):
+        """VS as a mean over the units of the whole network: those that were cut do not move."""
+        if not weight:
+            return []
+        units = units_of(self.net(), net)
+        return [
+            tr.regularizers.VulnerabilitySuppression(weight, "mean", [*units], [*units.values()])
+        ]
 
     def ramp(self, steps, wanted):
         epsilon = self.scene.threat.epsilon
         return mnist.rising_epsilon(steps, epsilon) if wanted else None
 
-    def adversarial(self, suppress=0.0, ramp=False, **options):
+    def adversarial(self, suppress=0.0, ramp=False, mix=MIX, weight_decay=DECAY, **options):
         """A maker of adversarial training on this scene."""
         return lambda net, steps: tr.training.AdversarialTraining(
             net,
             self.scene.training,
+            mix=mix,
+            weight_decay=weight_decay,
             epsilon=self.ramp(steps, ramp),
-            regularizers=self.suppression(suppress),
+            regularizers=self.suppression(suppress, net),
             seed=self.seed,
             **options,
         )
@@ -148,23 +167,24 @@ class Run:
 
 
 def standard(run):
-    game = lambda net, steps: tr.training.AdversarialTraining(net, None, weight_decay=1e-4)  # noqa: E731
-    return run.stage("standard", None, run.net(), run.epochs, game)
+    def make(net, steps):
+        return tr.training.AdversarialTraining(net, None, weight_decay=DECAY)
+
+    return run.stage("standard", None, run.net(), run.epochs, make)
 
 
-def at(run, share=1.0, suppress=0.0):
+def at(run, share=1.0, suppress=0.0, name="at", **options):
     """Adversarial training from random weights; epsilon rises over the first fifth."""
-    name = "at" + f"_{share:g}" * (share != 1) + f"_vs{suppress:g}" * bool(suppress)
-    make = run.adversarial(suppress, ramp=True)
+    name += f"_{share:g}" * (share != 1) + f"_vs{suppress:g}" * bool(suppress)
+    make = run.adversarial(suppress, ramp=True, **options)
     return run.stage(name, None, run.net(), run.part(share), make)
 
 
 def pretrained_at(run):
-    """Adversarial training from the standard net."""
+    """Adversarial training from the standard net, on attacked images alone."""
     start = standard(run)
-    net = run.net()
-    net.set_weights(start.net.get_weights())
-    return run.stage("pretrained_at", start, net, run.epochs, run.adversarial(), rate=1e-3)
+    make = run.adversarial(mix=(0.0, 1.0))
+    return run.stage("pretrained_at", start, run.copy(start.net), run.epochs, make, rate=1e-3)
 
 
 def trades(run):
@@ -186,89 +206,100 @@ def at_bnn(run):
     weights = tr.layers.GaussianWeights(
         len(run.data.x_train), prior=priors[0], initial=priors[1], beta=0.01, seed=run.seed
     )
-    found = run.stage(
-        "at_bnn", None, run.net(), run.epochs, run.adversarial(ramp=True, transform=weights)
-    )
+    make = run.adversarial(ramp=True, weight_decay=0.0, transform=weights)
+    found = run.stage("at_bnn", None, run.net(), run.epochs, make)
     return dataclasses.replace(found, weights=weights)
 
 
 def admm(run):
-    """Half of the budget AT, a quarter ADMM, a quarter fine-tuning of what is left."""
+    """Half of the budget AT, 0.3 of it ADMM, the rest fine-tuning of what is left."""
     start, fraction = at(run, 0.5), SPARSITY[run.args.data]
-    net = run.net()
-    net.set_weights(start.net.get_weights())
+    net, make = run.copy(start.net), run.adversarial(mix=(0.0, 1.0))
     pull = tr.pruning.ADMM(fraction, every=1, rho=1e-3, growth=3.0)
-    drawn = run.stage(
-        "admm", start, net, run.part(0.25), run.adversarial(), rate=5e-4, callbacks=[pull]
-    )
+    drawn = run.stage("admm", start, net, run.part(0.3), make, rate=5e-4, callbacks=[pull])
     tr.pruning.prune(drawn.net, fraction)
     tr.pruning.freeze(drawn.net)
-    return run.stage("admm_tuned", drawn, drawn.net, run.part(0.25), run.adversarial(), rate=1e-3)
+    return run.stage("admm_tuned", drawn, drawn.net, run.part(0.2), make, rate=1e-3)
 
 
-def bp(run, kind="bbd", beta=None):
+def bp(run, kind="bbd"):
     """Masks and weights on clean images, from the standard net."""
-    start = standard(run)
-    beta = run.args.bp_beta if beta is None else beta
+    start, beta = standard(run), run.args.bp_beta
     net, size = run.masked(start.net, kind), len(run.data.x_train)
-    return run.stage(
-        f"bp_{kind}_{beta:g}",
-        start,
-        net,
-        run.epochs,
-        lambda net, steps: tr.training.BP(net, beta=beta, train_size=size, seed=run.seed),
-        rate=None,
-    )
+
+    def make(net, steps):
+        return tr.training.BP(net, beta=beta, train_size=size, seed=run.seed)
+
+    return run.stage(f"bp_{kind}_{beta:g}", start, net, CLEAN * run.epochs, make, rate=None)
 
 
-def pat(run, kind="bbd", beta=None):
+def pat(run, kind="bbd"):
     """The masks of BP, frozen; then adversarial training of what they leave."""
-    learned = bp(run, kind, beta)
-    beta = run.args.bp_beta if beta is None else beta
+    learned = bp(run, kind)
     tr.layers.freeze_masks(learned.net)
-    return run.stage(
-        f"pat_{kind}_{beta:g}", learned, learned.net, run.epochs, run.adversarial(), rate=1e-3
-    )
+    name = f"pat_{kind}_{run.args.bp_beta:g}"
+    return run.stage(name, learned, learned.net, run.epochs, run.adversarial(), rate=1e-3)
 
 
-def anp(run, kind="bbd", beta=None, suppress=0.0):
+def anp(run, kind="bbd", suppress=0.0):
     """Half of the budget AT, masks until the FLOP gain, shrink, fine-tune the small net.
 
-    The fine-tuning takes as many epochs as the budget has, which are short ones.
+    The fine-tuning takes as many epochs as the budget has, which are short ones. With a gain of 0
+    the masks learn for half of the budget whatever they reach.
     """
-    start, beta = at(run, 0.5), run.args.beta if beta is None else beta
-    name = f"anp_{kind}_{beta:g}" + f"_vs{suppress:g}" * bool(suppress)
-    net, size = run.masked(start.net, kind), len(run.data.x_train)
-    stop = Stop(net, run.args.gain, run.net())
+    args, start = run.args, at(run, 0.5)
+    beta = args.beta if kind == "bbd" else args.vib_beta
+    name = f"anp_{kind}_{beta:g}_{args.gain:g}x" + f"_vs{suppress:g}" * bool(suppress)
+    net = run.masked(start.net, kind, **({"initial_a": 2.0} if kind == "bbd" else {}))
+    goal = 1.0 if args.smoke else args.gain  # masks hardly move in an epoch of 512 images
+    stop = Stop(net, goal, run.net())
 
     def make(net, steps):
         return tr.training.ANP(
             net,
             run.scene.training,
             beta=beta,
-            train_size=size,
-            regularizers=run.suppression(suppress),
+            train_size=len(run.data.x_train),
+            kl_weights=cost_weights(net, args.cost_power),
+            mix=MIX,
+            weight_decay=DECAY,
+            regularizers=run.suppression(suppress, net),
             seed=run.seed,
         )
 
-    learned = run.stage(name, start, net, run.part(0.5), make, rate=None, callbacks=[stop])
+    epochs = run.part(1.0 if goal else 0.5)
+    learned = run.stage(name, start, net, epochs, make, rate=None, callbacks=[stop] if goal else [])
+    if stop.gain() < goal:
+        raise SystemExit(
+            f"`--beta` is too small: in {epochs} epochs the masks reached {stop.gain():.2f} of "
+            f"{goal:g} x fewer FLOPs. Received: {beta:g}"
+        )
     small = tr.shrink.compact(learned.net)
-    make = run.adversarial(suppress)
-    labels = mnist.soft_labels(start.net, run.data, run.args.distill) if run.args.distill else None
-    return run.stage(f"{name}_tuned", learned, small, run.epochs, make, labels=labels)
+    return run.stage(f"{name}_tuned", learned, small, run.epochs, run.adversarial(suppress))
 
 
 class Stop(keras.callbacks.Callback):
     """Ends `fit` when the masks have reached a FLOP gain."""
 
-    def __init__(self, net, gain, full, every=20):
+    def __init__(self, net, goal, full, every=20):
         super().__init__()
-        self.net, self.every = net, every
-        self.most = tr.footprint.measure(full).flops / gain
+        self.net, self.goal, self.every = net, goal, every
+        self.full = tr.footprint.measure(full).flops
+
+    def gain(self):
+        return self.full / tr.footprint.measure(self.net).flops
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch % self.every == 0 and tr.footprint.measure(self.net).flops <= self.most:
+        if (batch + 1) % self.every == 0 and self.gain() >= self.goal:
             self.model.stop_training = True
+
+
+def cost_weights(net, power):
+    """{mask: weight}: (FLOPs that one unit costs) ** power, 1 in the mean over units."""
+    costs = {name: cost**power for name, cost in tr.footprint.unit_costs(net).items()}
+    count = {mask.name: int(mask.keep().size) for mask in tr.layers.masks(net)}
+    mean = sum(costs[name] * count[name] for name in count) / sum(count.values())
+    return {name: cost / mean for name, cost in costs.items()}
 
 
 def units_of(full, net):

@@ -6,23 +6,23 @@ lambda of 1 is small. Cards are those of anp_vs_table1; what is there is not don
 Command: python -m recipes.anp_vs_table3 --data mnist --grid 1 10
 """
 
-from recipes import anp_vs_table1 as table1
-from recipes import mnist
+from recipes import anp_vs_rows as rows
+from recipes import mnist, results_anp_vs
 
 
 def main():
-    options = table1.options()
+    options = rows.options()
     options["rows"]["default"] = ["at", "anp_bbd"]
     options["grid"] = {"type": float, "nargs": "+", "default": [1.0, 10.0], "help": "lambdas"}
     args = mnist.arguments(__doc__, epochs=10, **options)
-    data = table1.prepared(args)
+    data = rows.prepared(args)
     for seed in args.seeds:
         for row in args.rows:
-            table1.one(row, seed, args, data)
+            rows.one(row, seed, args, data)
         for value in args.grid:
-            variant = {} if value == options["suppress"]["default"] else {"suppress": value}
             for row in ("at_vs", "anp_vs_bbd"):
-                table1.one(row, seed, args, data, **variant)
+                rows.one(row, seed, args, data, suppress=value)
+    print("\n".join(results_anp_vs.ablation(args.data, args.out)), flush=True)
 
 
 if __name__ == "__main__":

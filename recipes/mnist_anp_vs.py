@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 import tfrobust as tr
-from recipes import mnist, mnist_judge
+from recipes import anp_vs_stages, mnist, mnist_judge
 
 
 class Front(keras.callbacks.Callback):
@@ -29,46 +29,34 @@ class Front(keras.callbacks.Callback):
         self.net, self.folder, self.clock, self.every = net, folder, clock, every
         self.gains = sorted(gains)
         self.full = tr.footprint.measure(tr.models.lenet5_caffe()).flops
-        self.reached = []  # [wall, processor] seconds at each gain
+        self.reached = {}  # gain: [wall, processor] seconds
 
     def path(self, gain):
         return self.folder / f"shrunk_{gain:g}x.keras"
+
+    def due(self, gain):
+        """The gains up to this one that are not saved yet."""
+        return [g for g in self.gains if g <= gain and f"{g:g}" not in self.reached]
 
     def on_train_batch_end(self, batch, logs=None):
         if batch % self.every:
             return
         gain = self.full / tr.footprint.measure(self.net).flops
         kept = "-".join(str(k) for _, k, _ in tr.layers.kept(self.net))
-        while len(self.reached) < len(self.gains) and gain >= self.gains[len(self.reached)]:
-            tr.export.keras_file(
-                tr.shrink.compact(self.net), self.path(self.gains[len(self.reached)])
-            )
-            self.reached.append(self.clock.so_far())
+        for goal in self.due(gain):
+            tr.export.keras_file(tr.shrink.compact(self.net), self.path(goal))
+            self.reached[f"{goal:g}"] = self.clock.so_far()
             print(f"{gain:.2f}x fewer FLOPs, units {kept}, batch {batch}", flush=True)
-        if len(self.reached) == len(self.gains):
+        if not self.due(float("inf")):
             self.model.stop_training = True
-
-
-def cost_weights(net, power):
-    """{mask: weight} with weights proportional to (FLOPs that one unit costs) ** power, mean 1."""
-    full = tr.footprint.measure(tr.models.lenet5_caffe())
-    units = {"mask_conv1": 0, "mask_conv2": 1, "mask_flatten": 2, "mask_dense3": 3}
-    widths = [20, 50, 800, 500]
-    cost = {}
-    for name, place in units.items():
-        fewer = list(widths)
-        fewer[place] -= 1
-        cost[name] = (full.flops - tr.footprint.lenet_counts(tuple(fewer)).flops) ** power
-    count = {mask.name: mask.a_.shape[0] for mask in tr.layers.masks(net)}
-    mean = sum(cost[name] * count[name] for name in count) / sum(count.values())
-    return {name: cost[name] / mean for name in count}
 
 
 def learn_masks(start, data, args):
     """ANP-VS from a robust net; returns {gain: (shrunk net, [wall, processor] seconds)}."""
     keras.utils.set_random_seed(args.seed)
+    seeds = iter(range(1000 * args.seed, 1000 * args.seed + 1000))  # else all draw the same noise
     net = tr.models.lenet5_caffe(
-        mask=lambda name: tr.layers.BetaBernoulliMask(initial_a=2.0, seed=args.seed + 1, name=name)
+        mask=lambda name: tr.layers.BetaBernoulliMask(initial_a=2.0, seed=next(seeds), name=name)
     )
     mnist.copy_by_name(start, net)
     batches = tr.data.Batches(data.x_train, data.y_train, mnist.BATCH, seed=args.seed + 1)
@@ -77,7 +65,7 @@ def learn_masks(start, data, args):
         mnist.training_attack(),
         beta=args.beta,
         train_size=len(data.x_train),
-        kl_weights=cost_weights(net, args.cost_power),
+        kl_weights=anp_vs_stages.cost_weights(net, args.cost_power),
         regularizers=[tr.regularizers.VulnerabilitySuppression(args.suppress)],
         seed=args.seed,
     )
@@ -93,19 +81,20 @@ def learn_masks(start, data, args):
     mnist.train(game, batches, epochs, folder, args.resume, clock, [front])
     if args.smoke:  # too short to prune: shut channels by hand
         clock.on_epoch_begin(1)
-        for gain in front.gains[len(front.reached) :]:
+        for gain in front.due(float("inf")):
             for mask in tr.layers.masks(net):
                 live = round(mask.a_.shape[0] * gain**-0.6)
                 mask.a_.assign(np.where(np.arange(mask.a_.shape[0]) < live, 2.0, -12.0))
             front.on_train_batch_end(0)
-    if len(front.reached) < len(front.gains):
+    if missed := front.due(float("inf")):
         raise SystemExit(
-            f"the masks reached {len(front.reached)} of the gains {front.gains} in "
-            f"{args.mask_epochs} epochs: raise --mask-epochs or --beta"
+            f"`--beta` is too small: in {args.mask_epochs} epochs the masks did not reach "
+            f"{', '.join(f'{g:g}' for g in missed)} x fewer FLOPs (or raise --mask-epochs). "
+            f"Received: {args.beta:g}"
         )
     return {
-        gain: (keras.saving.load_model(front.path(gain)), seconds)
-        for gain, seconds in zip(front.gains, front.reached, strict=True)
+        gain: (keras.saving.load_model(front.path(gain)), front.reached[f"{gain:g}"])
+        for gain in front.gains
     }
 
 
@@ -124,6 +113,8 @@ def main():
         "twins": {"action": "store_true", "help": "train the scratch twin of each point too"},
     }
     args = mnist.arguments(__doc__, epochs=15, **more)
+    if len({int(gain) for gain in args.gains}) < len(args.gains):
+        raise SystemExit(f"`--gains` must differ in whole numbers. Received: {args.gains}")
     data = mnist.mnist(args)
     if args.start:
         start = keras.saving.load_model(pathlib.Path(args.start) / "model.keras")

@@ -5,9 +5,10 @@ there are. The paper's figures stand beside ours; its budget was 200 epochs.
 """
 
 import math
+import re
 
 import tfrobust as tr
-from recipes.anp_vs_table1 import MORE, ROWS
+from recipes.anp_vs_rows import ALL, ROWS
 from recipes.cells import ROOT
 
 # Madaan et al. (2020), Tables 1 and 4: clean, white box, black box, V white, V black, memory in %,
@@ -44,14 +45,27 @@ HEAD = (
 )
 
 
-def cards(data, row, root=ROOT):
-    """{seed: card} of a row without variants, seeds ascending."""
+SAVED = ROOT / "saved_models"
+
+
+def cards(data, row, saved=SAVED):
+    """{options that differ from the defaults, such as "_suppress10": {seed: card}} of a row."""
     found = {}
-    for path in (root / "saved_models").glob(f"{data}_anp_{row}_s*/card.json"):
-        seed = path.parent.name.removeprefix(f"{data}_anp_{row}_s")
-        if seed.isdigit():
-            found[int(seed)] = tr.report.load(path.parent).to_dict()
-    return dict(sorted(found.items()))
+    for path in sorted(saved.glob(f"{data}_anp_{row}*/card.json")):
+        match = re.fullmatch(rf"{data}_anp_{row}((?:_[a-z_]+[\d.]+)*)_s(\d+)", path.parent.name)
+        if match:
+            found.setdefault(match[1], {})[int(match[2])] = tr.report.load(path.parent).to_dict()
+    return {more: dict(sorted(seeds.items())) for more, seeds in sorted(found.items())}
+
+
+def option(more, name):
+    """The value of an option in such a key, or None.
+
+    >>> option("_beta8_gain0", "gain"), option("", "gain")
+    (0.0, None)
+    """
+    match = re.search(rf"_{name}([\d.]+)", more)
+    return float(match[1]) if match else None
 
 
 def columns(card):
@@ -94,18 +108,26 @@ def spread(values, digits):
     return f"{mean:.{digits}f} +- {deviation:.{digits}f}"
 
 
-def table(data, root=ROOT):
+DIGITS = {
+    "clean": 2, "white": 2, "black": 2, "autoattack": 1, "v_white": 4, "v_black": 4, "memory": 2,
+    "xflops": 2, "sparsity": 2, "seconds": 0,
+}  # fmt: skip
+
+
+def means(seeds, names=tuple(DIGITS)):
+    """The cells of some cards that differ in the seed alone."""
+    each = [columns(card) for card in seeds.values()]
+    return [spread([c[name] for c in each], DIGITS[name]) for name in names]
+
+
+def table(data, saved=SAVED):
     """Lines of Table 1, ours and the paper's; nothing where no card is."""
     lines = []
-    for row, (title, _) in {**ROWS, **MORE}.items():
-        found = cards(data, row, root)
-        if not found:
+    for row, (title, *_) in ALL.items():
+        seeds = cards(data, row, saved).get("")
+        if not seeds:
             continue
-        each = [columns(card) for card in found.values()]
-        digits = {"clean": 2, "white": 2, "black": 2, "autoattack": 1, "v_white": 4, "v_black": 4}
-        digits |= {"memory": 2, "xflops": 2, "sparsity": 2, "seconds": 0}
-        cells = [spread([c[k] for c in each], d) for k, d in digits.items()]
-        lines.append(f"| {title} | {len(each)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {title} | {len(seeds)} | " + " | ".join(means(seeds)) + " |")
         if row in PAPER[data]:
             theirs = ["" if v is None else f"{v:g}" for v in PAPER[data][row]]
             theirs.insert(3, "")
@@ -113,21 +135,80 @@ def table(data, root=ROOT):
     return [HEAD, "|---" * 12 + "|", *lines] if lines else []
 
 
+def ablation(data, saved=SAVED):
+    """Lines of Table 3: with and without masks and VS, over lambda."""
+    lines = [
+        "| method | lambda | seeds | clean | white box PGD-40 | AutoAttack | V white | V black |",
+        "|---" * 8 + "|",
+    ]
+    for row in ("at", "at_vs", "anp_bbd", "anp_vs_bbd"):
+        found = cards(data, row, saved)
+        weighed = "suppress" in ALL[row].options
+        default = 1.0 if weighed else 0.0
+        values = {option(m, "suppress") or default: s for m, s in found.items() if "gain" not in m}
+        for value, seeds in sorted(values.items()):
+            cells = means(seeds, ("clean", "white", "autoattack", "v_white", "v_black"))
+            lines.append(
+                f"| {ALL[row].title} | {value:g} | {len(seeds)} | " + " | ".join(cells) + " |"
+            )
+    return lines if len(lines) > 3 else []
+
+
+def figure3(data, saved=SAVED):
+    """Lines of Figure 3: what beta prunes, and what it costs."""
+    lines = [
+        "| method | beta | sparsity, % | xFLOPs | clean | white box PGD-40 |",
+        "|---" * 6 + "|",
+    ]
+    for row, flag in (("bp_bbd", "bp_beta"), ("pat", "bp_beta"), ("anp_vs_bbd", "beta")):
+        for more, seeds in cards(data, row, saved).items():
+            if row == "anp_vs_bbd" and option(more, "gain") != 0:
+                continue
+            value = option(more, flag)
+            value = value if value is not None else {"bp_beta": 1.0, "beta": 100.0}[flag]
+            cells = means(seeds, ("sparsity", "xflops", "clean", "white"))
+            lines.append(f"| {ALL[row].title} | {value:g} | " + " | ".join(cells) + " |")
+    return lines if len(lines) > 4 else []
+
+
+def budget(data, saved=SAVED):
+    """What the cards of Table 1 were trained with, in words, or where they differ."""
+    told = {}
+    for row in ROWS:
+        for card in cards(data, row, saved).get("", {}).values():
+            entry = next(iter(card["models"].values()))["settings"]
+            told.setdefault((entry["epochs"], entry["train_images"], entry["n"]), []).append(row)
+    return [
+        f"{epochs} epochs of {f'{images:,} training images' if images else 'all training images'}, "
+        f"AutoAttack on the first {n:,}"
+        + (f" ({', '.join(dict.fromkeys(rows))})" if len(told) > 1 else "")
+        for (epochs, images, n), rows in told.items()
+    ]
+
+
 def section(data, root=ROOT):
     """The part of a results page about ANP-VS and its baselines."""
-    rows = table(data, root)
+    saved = root / "saved_models"
+    rows = table(data, saved)
     if not rows:
         return []
-    return [
+    lines = [
         "## ANP-VS and its baselines",
         "",
-        "Made by `python -m recipes.anp_vs_table1`, a card for each row and seed. White box:",
-        "PGD-40, one start, all test images. Black box: PGD-40 on a net of another seed,",
-        "adversarially trained for rows that are, standard for the others. AutoAttack: the first",
-        "1,000 images. V: last iterates, all test images, units that were cut never move. Memory,",
-        "xFLOPs and sparsity by the formulas of the paper's code (sparsity of units; of weights",
-        "for ADMM). Masked nets are shrunk and, for ANP-VS, fine-tuned at the end.",
+        "Made by `python -m recipes.anp_vs_table1`, a card for each row and seed. The budget:",
+        "; ".join(budget(data, saved)) + ".",
+        "White box: PGD-40, one start, all test images. Black box: PGD-40 on a net of another",
+        "seed, adversarially trained for rows that are, standard for the others. V: last iterates,",
+        "all test images, units that were cut never move. Memory, xFLOPs and sparsity by the",
+        "formulas of the paper's code (sparsity of units; of weights for ADMM). Masked nets are",
+        "shrunk and, for ANP-VS, fine-tuned at the end. AT BNN is judged as the net of its mean",
+        "weights; averages over draws, attacked as averages, stand on its card.",
         "",
         *rows,
         "",
     ]
+    if found := ablation(data, saved):
+        lines += ["### Masks and vulnerability suppression, alone and together", "", *found, ""]
+    if found := figure3(data, saved):
+        lines += ["### What beta prunes", "", *found, ""]
+    return lines

@@ -250,3 +250,27 @@ def test_live_units_of_a_masked_model_are_those_of_its_shrunk_twin(model):
     masked, small = footprint.measure(model), footprint.measure(shrink.compact(model))
     for total in ("units", "parameters", "macs"):
         assert getattr(masked, total) == getattr(small, total), total
+
+
+@pytest.mark.parametrize("live", [(20, 50, 800, 500), (7, 21, 300, 46)])
+def test_a_units_cost_is_what_closing_it_saves(live):
+    def net(live):
+        gates = dict(
+            zip(("mask_conv1", "mask_conv2", "mask_flatten", "mask_dense3"), live, strict=True)
+        )
+        totals = {"mask_conv1": 20, "mask_conv2": 50, "mask_flatten": 800, "mask_dense3": 500}
+        return lenet5_caffe(mask=lambda name: Last(gates[name], totals[name], name=name))
+
+    costs, flops = footprint.unit_costs(net(live)), footprint.measure(net(live)).flops
+    for place, name in enumerate(costs):
+        fewer = [count - (place == i) for i, count in enumerate(live)]
+        assert costs[name] == flops - footprint.measure(net(fewer)).flops > 0
+    assert set(footprint.unit_costs(net((0, 0, 0, 0))).values()) == {0}
+
+
+@keras.saving.register_keras_serializable(package="tests.footprint")
+class Last(FixedMask):
+    """Keeps the last channels: closing one more closes the first that is open."""
+
+    def __init__(self, live, total, **kwargs):
+        super().__init__(first(live, total)[::-1], **kwargs)

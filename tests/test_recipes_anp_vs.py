@@ -1,27 +1,41 @@
 """The ANP-VS recipes: commands of cards, the page, and the whole way on tiny data."""
 
 import argparse
+import dataclasses
 import json
+import shutil
 
+import numpy as np
 import pytest
 
-from recipes import anp_vs_stages, anp_vs_table1, results_anp_vs
+import tfrobust as tr
+from recipes import anp_vs_rows, anp_vs_stages, results_anp_vs
 from tests.test_recipes import folder, run  # noqa: F401
 
 
-def test_a_card_names_its_own_command():
-    args = argparse.Namespace(
-        command="python -m recipes.anp_vs_table3 --grid 1 10 --data mnist --suppress 3 --epochs 4"
+def flags(tmp_path, **changes):
+    """The flags of table 1 at their defaults, but for the changes."""
+    told = {name: keywords.get("default") for name, keywords in anp_vs_rows.options().items()}
+    told |= {"epochs": 10, "smoke": False, "work": tmp_path, "out": tmp_path, "width": 1.0}
+    return argparse.Namespace(**{**told, **changes})
+
+
+def test_cards_are_named_by_what_their_row_depends_on(tmp_path):
+    args = flags(tmp_path, suppress=10.0, bp_beta=4.0, epochs=4)
+    assert anp_vs_rows.name_of("at", 0, args) == "mnist_anp_at_s0"
+    assert anp_vs_rows.name_of("at_vs", 2, args) == "mnist_anp_at_vs_suppress10_s2"
+    assert anp_vs_rows.name_of("bp_vib", 1, args) == "mnist_anp_bp_vib_bp_beta4_s1"
+    assert anp_vs_rows.command("at_vs", 2, args) == (
+        "python -m recipes.anp_vs_table1 --rows at_vs --seeds 2 --epochs 4 --suppress 10"
     )
-    assert anp_vs_table1.command(args, "at_vs", 2, {"suppress": 10.0}) == (
-        "python -m recipes.anp_vs_table1 --data mnist --epochs 4 --suppress 10 "
-        "--rows at_vs --seeds 2"
+    assert anp_vs_rows.command("at", 0, flags(tmp_path, n=500, width=0.5)) == (
+        "python -m recipes.anp_vs_table1 --rows at --seeds 0 --epochs 10 --width 0.5 --n 500"
     )
 
 
 def test_every_row_has_the_figures_of_the_paper():
     for data, rows in results_anp_vs.PAPER.items():
-        assert set(rows) == set(anp_vs_table1.ROWS), data
+        assert set(rows) == set(anp_vs_rows.ROWS), data
         assert all(len(values) == 8 for values in rows.values())
 
 
@@ -30,14 +44,47 @@ def test_no_table_without_cards(tmp_path):
     assert results_anp_vs.section("mnist", tmp_path) == []
 
 
+def test_a_card_of_other_flags_is_refused(tmp_path):
+    args = flags(tmp_path)
+    name = anp_vs_rows.name_of("at", 0, args)
+    tr.report.card(
+        name, {"AT": tr.report.Entry()}, command=anp_vs_rows.command("at", 0, args)
+    ).save(tmp_path / name)
+    anp_vs_rows.one("at", 0, args, None)  # is there: nothing to do
+    with pytest.raises(SystemExit, match="`--out` must hold cards of these flags"):
+        anp_vs_rows.one("at", 0, flags(tmp_path, epochs=3), None)
+
+
 def test_a_stage_of_other_flags_is_refused(tmp_path):
-    args = argparse.Namespace(data="mnist", epochs=2, work=tmp_path, width=1.0)
-    stage = anp_vs_stages.Run(args, None, 0)
+    args, data = flags(tmp_path, epochs=2), tr.data.load("digits")
+    stage = anp_vs_stages.Run(args, data, 0)
     stage.keep(tmp_path / "at", 2, {}, {"seconds": [1.0, 1.0], "epochs": 2})
+    args.gain, args.suppress = 2.0, 3.0  # other rows' affairs
     assert stage.told(tmp_path / "at", 2, {})["epochs"] == 2
+    fewer = dataclasses.replace(data, x_train=data.x_train[:9], y_train=data.y_train[:9])
+    with pytest.raises(SystemExit, match="must hold stages of the same flags.*train_images"):
+        anp_vs_stages.Run(args, fewer, 0).told(tmp_path / "at", 2, {})
     args.width = 0.5
     with pytest.raises(SystemExit, match="must hold stages of the same flags.*other width"):
         stage.told(tmp_path / "at", 2, {})
+
+
+def test_masks_of_a_run_have_noise_of_their_own(tmp_path):
+    stage = anp_vs_stages.Run(flags(tmp_path), None, 0)
+    net = stage.masked(stage.net(), "bbd", initial_a=2.0)
+    gates = [mask.sample(1)[0, :20].numpy() for mask in tr.layers.masks(net)]
+    assert all(not np.array_equal(a, b) for a, b in zip(gates, gates[1:], strict=False))
+
+
+def test_weights_of_masks_follow_the_cost_of_a_unit(tmp_path):
+    stage = anp_vs_stages.Run(flags(tmp_path), None, 0)
+    net = stage.masked(stage.net(), "bbd")
+    weights = anp_vs_stages.cost_weights(net, 0.5)
+    costs, units = tr.footprint.unit_costs(net), [20, 50, 800, 500]
+    assert sum(w * n for w, n in zip(weights.values(), units, strict=True)) == pytest.approx(1370)
+    ratio = weights["mask_conv1"] / weights["mask_flatten"]
+    assert ratio**2 == pytest.approx(costs["mask_conv1"] / costs["mask_flatten"])
+    assert set(anp_vs_stages.cost_weights(net, 0.0).values()) == {1.0}
 
 
 @pytest.mark.slow
@@ -46,15 +93,20 @@ def test_the_tables(folder, tmp_path):  # noqa: F811
     flags = ("--data-dir", folder, "--work", tmp_path)
     rows = ("standard", "bp_vib", "at_bnn", "admm", "trades", "anp_vs_bbd")
     run("anp_vs_table1", "--rows", *rows, *flags)
-    run("anp_vs_table3", "--grid", 1, *flags)
+    run("anp_vs_table3", "--grid", 1, 10, *flags)
+    run("anp_vs_fig3", "--grid", 1, *flags)
     (tmp_path / "saved_models").symlink_to(tmp_path / "smoke")
     page = "\n".join(results_anp_vs.section("mnist", tmp_path))
     for word in ("AT BNN", "ADMM", "ANP-VS (beta-Bernoulli)", "*the paper*", "AT-VS"):
         assert word in page
+    shutil.rmtree(tmp_path / "smoke" / "mnist_anp_at_bnn_s0")
+    run("anp_vs_table1", "--rows", "at_bnn", *flags)  # judged anew, from the stage that is kept
     run("anp_vs_table2", "--rows", "at", "anp_vs_bbd", *flags)
     made = json.loads((tmp_path / "smoke" / "mnist_anp_table2" / "results.json").read_text())
-    assert {row["row"] for row in made["rows"]} == {"at", "anp_vs_bbd"}
-    assert all(0 <= right <= row["n"] for row in made["rows"] for _, right in row["epsilon"])
+    assert set(made["rows"]) == {"mnist_anp_at_s0", "mnist_anp_anp_vs_bbd_s0"}
+    for row in made["rows"].values():
+        assert all(0 <= right <= row["n"] for _, right in row["epsilon"])
+        assert row["iterations"][0][1] >= row["iterations"][1][1]  # more steps never help the net
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ from tfrobust.footprint.counts import lenet_counts, vgg16_counts
 from tfrobust.footprint.paper import PaperColumns, paper_columns, paper_units
 from tfrobust.footprint.result import Comparison, Cost, Footprint, Row, compare
 from tfrobust.footprint.rules import Flow, cost, demand, flow, weights
-from tfrobust.footprint.walk import measure
+from tfrobust.footprint.walk import measure, unit_costs
 
 __all__ = [
     "Comparison",
@@ -68,6 +68,7 @@ __all__ = [
     "measure",
     "paper_columns",
     "paper_units",
+    "unit_costs",
     "vgg16_counts",
     "weights",
 ]

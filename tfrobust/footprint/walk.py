@@ -10,6 +10,7 @@ import numpy as np
 from tfrobust import contract, graph
 from tfrobust.footprint.result import Cost, Footprint, Row
 from tfrobust.footprint.rules import MIXERS, Flow, cost, demand, flow, weights
+from tfrobust.layers.mask import Mask
 
 
 def measure(model):
@@ -34,8 +35,33 @@ def measure(model):
     return _rows(model.name, walked, flows, answers)
 
 
-def _live(walked):
-    """Live channels of every tensor, and the tensors that reach the logits without a kernel."""
+def unit_costs(model):
+    """What closing one more unit of each mask would save: {mask: FLOPs}, 0 where none is open.
+
+    A channel that a later mask counts again (the places of a map after Flatten) takes these along.
+
+    Args:
+        model: Functional classifier with `tr.layers.Mask` layers, channels last.
+
+    Example: of LeNet-5-Caffe's units a map of the first convolution costs most.
+
+    >>> from tfrobust import layers, models
+    >>> unit_costs(models.lenet5_caffe(mask=layers.BetaBernoulliMask))
+    {'mask_conv1': 189952, 'mask_conv2': 80128, 'mask_flatten': 1000, 'mask_dense3': 1621}
+    """
+    contract.image_shape(contract.classifier(model, "model"))
+    walked = graph.walk(model)
+    total = _rows(model.name, walked, *_live(walked)).flops
+    names = [node.name for node in walked.nodes if isinstance(node.layer, Mask)]
+    return {name: total - _rows(model.name, walked, *_live(walked, name)).flops for name in names}
+
+
+def _live(walked, closed=None):
+    """Live channels of every tensor, and the tensors that reach the logits without a kernel.
+
+    Args:
+        closed: Name of a mask that shuts one channel more than it does.
+    """
     alive = {id(t): np.ones(t.shape[-1], bool) for t in walked.inputs}
     for node in walked.nodes:
         if getattr(node.layer, "data_format", "channels_last") not in (None, "channels_last"):
@@ -46,6 +72,8 @@ def _live(walked):
         inputs = [alive[id(t)] for t in node.inputs]
         for tensor in node.outputs:
             alive[id(tensor)] = np.asarray(flow(node.layer, inputs, tensor.shape), bool)
+            if node.name == closed:
+                alive[id(tensor)] &= np.cumsum(alive[id(tensor)]) != 1
     wanted = {id(t): np.ones(t.shape[-1], bool) for t in walked.outputs}
     answers, tensors = set(wanted), list(walked.inputs)
     for node in reversed(walked.nodes):

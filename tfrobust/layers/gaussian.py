@@ -207,7 +207,7 @@ class GaussianWeights(WeightTransform):
         Raises:
             ValueError: training has not begun.
         """
-        if not self._kept.begun:
+        if self._kept.classifier is None or not self.begun.numpy():
             raise ValueError(
                 "Nothing is learned yet: call `fit` of a game with this transform before sampled()."
             )

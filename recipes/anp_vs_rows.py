@@ -1,0 +1,163 @@
+"""The rows of the ANP-VS tables: what each is, what it depends on, and its card.
+
+A card is named by data, row, the options that differ from their defaults, and seed; the options of
+a row are those that change it. A card that is there is kept if its flags are these, refused else.
+"""
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tfrobust as tr
+from recipes import anp_vs_judge as judge
+from recipes import anp_vs_stages as stages
+from recipes import pruning_stages
+
+
+class Row(NamedTuple):
+    """A method: its title, `Run -> Trained`, and the options of the recipe that it depends on."""
+
+    title: str
+    train: Callable
+    options: tuple = ()
+
+
+MASKS = ("gain", "cost_power")
+ROWS = {
+    "standard": Row("Standard", stages.standard),
+    "bp_bbd": Row("BP (beta-Bernoulli)", stages.bp, ("bp_beta",)),
+    "bp_vib": Row("BP (VIB)", lambda run: stages.bp(run, "vib"), ("bp_beta",)),
+    "at": Row("AT", stages.at),
+    "at_bnn": Row("AT BNN", stages.at_bnn),
+    "pretrained_at": Row("Pretrained AT", stages.pretrained_at),
+    "admm": Row("ADMM", stages.admm),
+    "trades": Row("TRADES", stages.trades),
+    "anp_vs_bbd": Row(
+        "ANP-VS (beta-Bernoulli)",
+        lambda run: stages.anp(run, suppress=run.args.suppress),
+        ("beta", "suppress", *MASKS),
+    ),
+    "anp_vs_vib": Row(
+        "ANP-VS (VIB)",
+        lambda run: stages.anp(run, "vib", run.args.suppress),
+        ("vib_beta", "suppress", *MASKS),
+    ),
+}
+MORE = {
+    "at_madry": Row(
+        "AT on attacked images alone",
+        lambda run: stages.at(run, name="at_madry", mix=(0.0, 1.0), weight_decay=0.0),
+    ),
+    "at_vs": Row("AT-VS", lambda run: stages.at(run, suppress=run.args.suppress), ("suppress",)),
+    "anp_bbd": Row("ANP (beta-Bernoulli)", stages.anp, ("beta", *MASKS)),
+    "pat": Row("PAT (beta-Bernoulli)", stages.pat, ("bp_beta",)),
+}
+ALL = {**ROWS, **MORE}
+
+
+def options():
+    return {
+        "data": {"choices": list(stages.NETS), "default": "mnist"},
+        "rows": {"nargs": "+", "choices": list(ALL), "default": list(ROWS)},
+        "seeds": {"type": int, "nargs": "+", "default": [0]},
+        "width": {"type": float, "help": "of the network (default: 1 for LeNet, 0.25 for VGG-16)"},
+        "train_images": {"type": int, "help": "train on so many images (default: all)"},
+        "beta": {"type": float, "default": 100.0, "help": "of ANP with beta-Bernoulli masks"},
+        "vib_beta": {"type": float, "default": 100.0, "help": "of ANP with VIB masks"},
+        "bp_beta": {"type": float, "default": 1.0, "help": "of BP"},
+        "suppress": {"type": float, "default": 1.0, "help": "lambda of VS, V a mean over units"},
+        "gain": {
+            "type": float,
+            "default": 4.5,
+            "help": "FLOP gain at which masks are cut, 0: never",
+        },
+        "cost_power": {"type": float, "default": 0.5, "help": "0: the paper's equal KL weights"},
+        "n": {"type": int, "default": 1000, "help": "test images for AutoAttack"},
+    }
+
+
+def prepared(args):
+    """The flags completed, and the data."""
+    if args.width is None:
+        args.width = stages.NETS[args.data][1]
+    data = pruning_stages.dataset(args)
+    if args.train_images is None:
+        return data
+    if not 1 <= args.train_images <= len(data.x_train):
+        raise SystemExit(
+            f"`--train-images` must lie in [1, {len(data.x_train)}]. Received: {args.train_images}"
+        )
+    few = slice(args.train_images)
+    return dataclasses.replace(data, x_train=data.x_train[few], y_train=data.y_train[few])
+
+
+def changed(row, args):
+    """{option: value} of those options of a row that are not at their defaults."""
+    known = options()
+    values = {name: getattr(args, name) for name in ALL[row].options}
+    return {name: value for name, value in values.items() if value != known[name]["default"]}
+
+
+def name_of(row, seed, args):
+    """The folder of a card."""
+    more = "".join(f"_{name}{value:g}" for name, value in changed(row, args).items())
+    return f"{args.data}_anp_{row}{more}_s{seed}"
+
+
+def command(row, seed, args):
+    """The command that makes this one card."""
+    told = {"data": args.data, "rows": row, "seeds": seed, "epochs": args.epochs}
+    if args.width != stages.NETS[args.data][1]:
+        told["width"] = args.width
+    told |= {"train_images": args.train_images, "n": args.n} | changed(row, args)
+    told["smoke"] = "" if args.smoke else None
+    words = ["python", "-m", "recipes.anp_vs_table1"]
+    for name, value in told.items():
+        if value is not None and value != options().get(name, {}).get("default"):
+            words.append("--" + name.replace("_", "-"))
+            words += [f"{value:g}" if isinstance(value, float) else str(value)] * (value != "")
+    return shlex.join(words)
+
+
+def one(row, seed, args, data, **variant):
+    """Trains, judges and ships one row of one seed, unless its card is there.
+
+    Args:
+        variant: Options other than those of `args`, for sweeps.
+    """
+    args = argparse.Namespace(**{**vars(args), **variant})
+    folder, run = args.out / name_of(row, seed, args), stages.Run(args, data, seed)
+    if (folder / "card.json").exists() and not args.smoke:
+        refuse_other(folder, command(row, seed, args))
+        print(f"{folder}: done before", flush=True)
+        return
+    found = ALL[row].train(run)
+    entry, net = judge.entry(run, row, found, folder.name)
+    entry.files = [tr.export.keras_file(net, folder / "model.keras")]
+    reference = tr.report.Entry(footprint=tr.footprint.measure(run.net()))
+    card = tr.report.card(
+        folder.name,
+        models={ALL[row].title: entry, "full size": reference},
+        data={
+            "name": run.scene.title,
+            "note": f"FGSM, PGD-40 and transfer on all test images, PGD-40 x 5 and AutoAttack on "
+            f"the first {args.n}{run.scene.note}",
+        },
+        threat=run.scene.threat,
+        command=command(row, seed, args),
+        reference="full size",
+    )
+    card.save(folder)
+    print(f"{folder}: {ALL[row].title}, {entry.footprint.flops:,} FLOPs", flush=True)
+
+
+def refuse_other(folder, wanted):
+    """Ends where a card was made by another command."""
+    made = tr.report.load(folder).to_dict()["command"]
+    if made != wanted:
+        raise SystemExit(
+            f"`--out` must hold cards of these flags, or be another folder. Received: {folder} by "
+            f"`{made}`, not `{wanted}`"
+        )
