@@ -76,6 +76,11 @@ def entry(run, row, found, name):
     units = stages.units_of(full, net)
     white = tr.diagnostics.vulnerability(net, x, y, white_box(run, last=True), units=units)
     black = tr.diagnostics.vulnerability(net, x, x_adv=source, units=units)
+    figures = {
+        "histogram": tr.diagnostics.vulnerability_histogram(white),
+        "map": tr.diagnostics.vulnerability_map(net, x[:2], y[:2], white_box(run), units=units),
+        "landscape": tr.diagnostics.loss_landscape(net, x[:64], y[:64], run.scene.threat, size=21),
+    }
     sent = tr.evaluate.transfer(
         lambda images: tr.attacks.forward(net, images),
         source,
@@ -93,6 +98,7 @@ def entry(run, row, found, name):
         vulnerability=white,
         vulnerability_black=black,
         transfer=[sent],
+        **figures,
         settings={
             **{k: v for k, v in settings(args).items() if k not in ("rows", "seeds")},
             "row": row,

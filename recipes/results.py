@@ -10,6 +10,8 @@ import tfrobust as tr
 from recipes import results_afd, results_mnist, results_pruning, results_sparsity, results_verified
 from recipes.cells import ROOT
 
+PLOTTED = (results_mnist, results_pruning, results_afd, results_verified)
+
 
 def pages(root=ROOT):
     """{path below `root`: text} of everything that is made from cards."""
@@ -31,7 +33,7 @@ def main():
     parser.parse_args()
     for card in (ROOT / "saved_models").glob("*/card.json"):
         tr.report.load(card).save(card.parent)  # the page follows from the JSON
-    plots = [page.plots() for page in (results_pruning, results_afd, results_verified)]
+    plots = [page.plots() for page in PLOTTED]
     for name, text in {**pages(), **{k: v for part in plots for k, v in part.items()}}.items():
         path = tr.files.target(ROOT / name)
         tr.files.replace(path, lambda temporary, t=text: open(temporary, "w").write(t))

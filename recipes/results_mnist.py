@@ -1,11 +1,12 @@
 """docs/results/mnist.md and the results table of README.md, made from the cards."""
 
+import re
+
 import tfrobust as tr
-from recipes import results_anp_vs
+from recipes import figures, results_anp_vs
 from recipes.cells import ROOT, interval, rate
 
 BEGIN, END = "<!-- results: made by `make results` from the cards -->", "<!-- end of results -->"
-ORDER = ["mnist_at", "mnist_anp_vs_2x", "mnist_scratch_2x", "mnist_anp_vs_6x", "mnist_scratch_6x"]
 TITLES = {"AT": "plain AT", "ANP-VS": "ANP-VS, shrunk", "scratch": "its scratch twin"}
 
 
@@ -19,9 +20,17 @@ def shipped(name, root=ROOT):
     return card, title, card["models"][title]
 
 
+def names(root=ROOT):
+    """The nets of the page: plain AT, then each point of the front and its twin, by FLOP gain."""
+    found = {p.parent.name for p in (root / "saved_models").glob("mnist_*x/card.json")}
+    gains = sorted(int(m[1]) for name in found if (m := re.fullmatch(r"mnist_anp_vs_(\d+)x", name)))
+    pairs = (f"mnist_{kind}_{gain}x" for gain in gains for kind in ("anp_vs", "scratch"))
+    return ["mnist_at", *pairs]
+
+
 def rows(root=ROOT):
     """One list of cells for each shipped MNIST model."""
-    for name in ORDER:
+    for name in names(root):
         found = shipped(name, root)
         if found is None:
             continue
@@ -77,6 +86,7 @@ def page(root=ROOT):
             value = entry["families"][family]
             cells.append("not run" if value is None else interval(value))
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", "![AutoAttack against FLOPs](mnist_front.svg)"]
     lines += ["", *results_anp_vs.section("mnist", root)]
     lines += ["## AutoAttack, member by member", "", *members(found)]
     lines += [
@@ -115,6 +125,40 @@ def page(root=ROOT):
         lines.append(f"| {title} | {v['network']:.4f} | {v['relative']:.4f} |")
     lines += ["", "## Exported files under replayed attacks", "", *replays(found), ""]
     return "\n".join(lines)
+
+
+def front(root=ROOT):
+    """SVG text: accuracy under AutoAttack with its interval against the FLOP gain."""
+    inks = {"plain AT": "#8c8c8c", "ANP-VS, shrunk": "#20639b", "its scratch twin": "#d1662b"}
+    series = {}
+    for _, _, title, entry in rows(root):
+        if value := entry["families"]["AutoAttack"]:
+            gain = entry["gain"]["xflops"] if entry["gain"] else 1.0
+            series.setdefault(title, []).append((gain, value["count"], value["n"]))
+
+    def paint(figure):
+        axis = figure.subplots()
+        for title, points in series.items():
+            x, y = [p[0] for p in points], [100 * p[1] / p[2] for p in points]
+            ends = [tr.evaluate.wilson(*p[1:]) for p in points]
+            below = [v - 100 * low for v, (low, _) in zip(y, ends, strict=True)]
+            above = [100 * high - v for v, (_, high) in zip(y, ends, strict=True)]
+            shift = 1.02 if title == "its scratch twin" else 1.0  # beside each other
+            axis.errorbar(
+                [v * shift for v in x], y, (below, above), fmt="o-", color=inks[title], label=title,
+                markersize=4, linewidth=1.2, capsize=2,
+            )  # fmt: skip
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axis.set(xlabel="x fewer FLOPs", ylabel="under AutoAttack, % (95 % intervals)")
+        axis.legend(frameon=False)
+
+    return figures.svg((5.4, 3.2), paint)
+
+
+def plots(root=ROOT):
+    """{path below `root`: SVG text}."""
+    return {"docs/results/mnist_front.svg": front(root)}
 
 
 def members(found):

@@ -6,7 +6,7 @@ Every figure comes from a card or from the curve.json beside it; what has no car
 import json
 
 import tfrobust as tr
-from recipes import ladder_plot
+from recipes import figures
 from recipes.cells import ROOT, rate
 
 DATA = {
@@ -206,7 +206,7 @@ def plot(data, root=ROOT):
     curves = {kind: curves_of(data, kind, root) for kind in KINDS}
     panels = {KINDS[k]: c for k, c in curves.items() if c} or {k: {} for k in KINDS.values()}
     label = "accuracy, %: attacked (line), clean (dashes)"
-    return ladder_plot.svg(panels, {"attacked": "-", "clean": "--"}, MODES, INKS, label)
+    return figures.ladder(panels, {"attacked": "-", "clean": "--"}, MODES, INKS, label)
 
 
 def page(root=ROOT):

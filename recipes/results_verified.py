@@ -6,7 +6,7 @@ Every figure comes from a card, or from the curve.json or unlearning.json beside
 import json
 
 import tfrobust as tr
-from recipes import ladder_plot
+from recipes import figures
 from recipes.cells import ROOT, rate
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "mixtrain": "MixTrain"}
@@ -197,7 +197,7 @@ def plot(start, root=ROOT):
         }
         if runs:
             panels[title] = {m: json.loads(f.read_text()) for m, f in runs.items() if f.exists()}
-    return ladder_plot.svg(panels, STYLES, MODES, INKS, "%: verified (line), under attack (dashes)")
+    return figures.ladder(panels, STYLES, MODES, INKS, "%: verified (line), under attack (dashes)")
 
 
 def plots(root=ROOT):
