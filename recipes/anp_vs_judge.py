@@ -74,8 +74,9 @@ def entry(run, row, found, name):
         scores.append(random_scores(run, found, state))
     source, full = source_images(run, row), run.net()
     units = stages.units_of(full, net)
-    white = tr.diagnostics.vulnerability(net, x, y, white_box(run, last=True), units=units)
-    black = tr.diagnostics.vulnerability(net, x, x_adv=source, units=units)
+    options = {"features": list(units), "units": units}
+    white = tr.diagnostics.vulnerability(net, x, y, white_box(run, last=True), **options)
+    black = tr.diagnostics.vulnerability(net, x, x_adv=source, **options)
     figures = {
         "histogram": tr.diagnostics.vulnerability_histogram(white),
         "map": tr.diagnostics.vulnerability_map(net, x[:2], y[:2], white_box(run), units=units),

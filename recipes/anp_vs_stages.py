@@ -303,6 +303,11 @@ def cost_weights(net, power):
 
 
 def units_of(full, net):
-    """Units of the unshrunk network at each feature of `net`: {layer: count}."""
+    """Units of the unshrunk network at each feature of V: {layer: count}.
+
+    These are the activations and, as in the release, VGG's dense14 before its normalization too.
+    """
     names = tr.regularizers.feature_layers(net)
+    if "relu_dense14" in names:
+        names.insert(names.index("relu_dense14"), "dense14")
     return {name: int(np.prod(full.get_layer(name).output.shape[1:])) for name in names}

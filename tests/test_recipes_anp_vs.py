@@ -76,6 +76,16 @@ def test_masks_of_a_run_have_noise_of_their_own(tmp_path):
     assert all(not np.array_equal(a, b) for a, b in zip(gates, gates[1:], strict=False))
 
 
+def test_features_of_v_are_those_of_the_release():
+    """11,520 + 3,200 + 500 units of LeNet, 277,504 over 15 features of VGG-16."""
+    for net, features, units in (
+        (tr.models.lenet5_caffe(), 3, 15_220),
+        (tr.models.vgg16(), 15, 277_504),
+    ):
+        found = anp_vs_stages.units_of(net, net)
+        assert (len(found), sum(found.values())) == (features, units)
+
+
 def test_weights_of_masks_follow_the_cost_of_a_unit(tmp_path):
     stage = anp_vs_stages.Run(flags(tmp_path), None, 0)
     net = stage.masked(stage.net(), "bbd")
