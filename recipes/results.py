@@ -7,7 +7,14 @@ test renders them again and compares.
 import argparse
 
 import tfrobust as tr
-from recipes import results_afd, results_mnist, results_pruning, results_sparsity, results_verified
+from recipes import (
+    results_afd,
+    results_anp_vs,
+    results_mnist,
+    results_pruning,
+    results_sparsity,
+    results_verified,
+)
 from recipes.cells import ROOT
 
 PLOTTED = (results_mnist, results_pruning, results_afd, results_verified)
@@ -15,13 +22,17 @@ PLOTTED = (results_mnist, results_pruning, results_afd, results_verified)
 
 def pages(root=ROOT):
     """{path below `root`: text} of everything that is made from cards."""
+    own = {
+        "docs/results/afd.md": results_afd.page(root),
+        "docs/results/cifar10.md": results_anp_vs.page("cifar10", root),
+    }
     readme = (root / "README.md").read_text()
     return {
         "docs/results/mnist.md": results_mnist.page(root),
         "docs/results/pruning.md": results_pruning.page(root),
         "docs/results/verified.md": results_verified.page(root),
         **results_sparsity.pages(root),
-        **({"docs/results/afd.md": page} if (page := results_afd.page(root)) else {}),
+        **{name: text for name, text in own.items() if text},
         "README.md": results_mnist.with_table(
             readme, *results_pruning.short(root), *results_verified.short(root), root=root
         ),

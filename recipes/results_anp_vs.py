@@ -4,6 +4,7 @@ Rows accumulate: a row with several seeds shows mean and standard deviation over
 there are. The paper's figures stand beside ours; its budget was 200 epochs.
 """
 
+import json
 import math
 import re
 
@@ -39,6 +40,7 @@ PAPER = {
         "anp_vs_vib": (87.56, 53.41, 68.12, 0.025, 0.021, 12.09, 2.43, 77.02),
     },
 }
+TITLES = {"cifar10": "CIFAR-10, Linf, epsilon 8/255: VGG-16 at a quarter of its width"}
 HEAD = (
     "| method | seeds | clean | white box PGD-40 | black box | AutoAttack | V white | V black "
     "| memory, % | xFLOPs | sparsity, % | processor s |"
@@ -46,13 +48,15 @@ HEAD = (
 
 
 SAVED = ROOT / "saved_models"
+NUMBER = r"[\d.e+-]+"
 
 
 def cards(data, row, saved=SAVED):
     """{options that differ from the defaults, such as "_suppress10": {seed: card}} of a row."""
-    found = {}
+    more = "".join(f"(?:_{name}{NUMBER})?" for name in ALL[row].options)
+    wanted, found = re.compile(rf"{data}_anp_{row}({more})_s(\d+)"), {}
     for path in sorted(saved.glob(f"{data}_anp_{row}*/card.json")):
-        match = re.fullmatch(rf"{data}_anp_{row}((?:_[a-z_]+[\d.]+)*)_s(\d+)", path.parent.name)
+        match = wanted.fullmatch(path.parent.name)
         if match:
             found.setdefault(match[1], {})[int(match[2])] = tr.report.load(path.parent).to_dict()
     return {more: dict(sorted(seeds.items())) for more, seeds in sorted(found.items())}
@@ -64,7 +68,7 @@ def option(more, name):
     >>> option("_beta8_gain0", "gain"), option("", "gain")
     (0.0, None)
     """
-    match = re.search(rf"_{name}([\d.]+)", more)
+    match = re.search(rf"_{name}({NUMBER})", more)
     return float(match[1]) if match else None
 
 
@@ -171,6 +175,22 @@ def figure3(data, saved=SAVED):
     return lines if len(lines) > 4 else []
 
 
+def sweeps(data, saved=SAVED):
+    """Lines of Table 2: accuracy against the radius and the iterations of PGD."""
+    path = saved / f"{data}_anp_table2" / "results.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())["rows"]
+    first = next(iter(found.values()))
+    columns = [f"epsilon {radius:g}" for radius, _ in first["epsilon"]]
+    columns += [f"{steps} steps" for steps, _ in first["iterations"]]
+    lines = ["| net | images | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name, row in found.items():
+        cells = [f"{100 * right / row['n']:.1f}" for _, right in row["epsilon"] + row["iterations"]]
+        lines.append(f"| {name} | {row['n']:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def budget(data, saved=SAVED):
     """What the cards of Table 1 were trained with, in words, or where they differ."""
     told = {}
@@ -211,4 +231,12 @@ def section(data, root=ROOT):
         lines += ["### Masks and vulnerability suppression, alone and together", "", *found, ""]
     if found := figure3(data, saved):
         lines += ["### What beta prunes", "", *found, ""]
+    if found := sweeps(data, saved):
+        lines += ["### Larger radii, more iterations", "", *found, ""]
     return lines
+
+
+def page(data, root=ROOT):
+    """A page of its own for a data set that has no other, None without cards."""
+    lines = section(data, root)
+    return "\n".join([f"# {TITLES[data]}", "", *lines]) if lines else None

@@ -97,6 +97,66 @@ def test_weights_of_masks_follow_the_cost_of_a_unit(tmp_path):
     assert set(anp_vs_stages.cost_weights(net, 0.0).values()) == {1.0}
 
 
+def told(clean, v, auto=50):
+    """What `columns` reads of a card."""
+    rate = {"count": clean, "n": 100}
+    paper = {"memory": 10.0, "xflops": 5.0, "sparsity": 80.0}
+    attack = {"name": "PGD-40", "rate": {"count": clean - 10, "n": 100}}
+    entry = {
+        "clean": rate,
+        "families": {"AutoAttack": auto and {"count": auto, "n": 50}},
+        "scores": [{"attacks": [{"name": "FGSM", "rate": rate}, attack]}],
+        "transfer": [{"robust": {"count": clean - 1, "n": 100}}],
+        "vulnerability": {"network": v},
+        "vulnerability_black": {"network": v / 2},
+        "settings": {"paper_columns": paper, "zeros": 0.9, "seconds": [9.0, 7.0]},
+    }
+    return {"models": {"AT": entry}}
+
+
+def test_seeds_are_averaged():
+    cells = results_anp_vs.means({0: told(98, 0.01), 1: told(96, 0.03)})
+    assert cells[:5] == ["97.00 +- 1.41", "87.00 +- 1.41", "96.00 +- 1.41", "100.0 +- 0.0",
+                         "0.0200 +- 0.0141"]  # fmt: skip
+    assert cells[6:] == ["10.00 +- 0.00", "5.00 +- 0.00", "90.00 +- 0.00", "7 +- 0"]
+    assert results_anp_vs.means({0: told(98, 0.01, None)}, ("autoattack",)) == ["not run"]
+
+
+def test_cards_of_a_row_do_not_stray_to_another(tmp_path):
+    """Rows whose names begin alike, options, seeds."""
+    names = (
+        "at_s0",
+        "at_s1",
+        "at_bnn_s0",
+        "at_vs_s0",
+        "at_vs_suppress10_s0",
+        "anp_bbd_beta8_gain0_s2",
+    )
+    for name in names:
+        name = f"mnist_anp_{name}"
+        tr.report.card(name, {"AT": tr.report.Entry()}).save(tmp_path / name)
+    found = {row: results_anp_vs.cards("mnist", row, tmp_path) for row in anp_vs_rows.ALL}
+    shape = {row: {more: list(seeds) for more, seeds in v.items()} for row, v in found.items() if v}
+    assert shape == {
+        "at": {"": [0, 1]},
+        "at_bnn": {"": [0]},
+        "at_vs": {"": [0], "_suppress10": [0]},
+        "anp_bbd": {"_beta8_gain0": [2]},
+    }
+
+
+def test_the_ablation_is_ordered_by_lambda(monkeypatch):
+    """V falls from AT to AT-VS in these figures; the default lambda has no suffix."""
+    made = {
+        "at": {"": {0: told(98, 0.05)}},
+        "at_vs": {"": {0: told(97, 0.04)}, "_suppress10": {0: told(96, 0.02)}},
+    }
+    monkeypatch.setattr(results_anp_vs, "cards", lambda data, row, saved: made.get(row, {}))
+    lines = results_anp_vs.ablation("mnist")[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["0", "1", "10"]
+    assert [line.split(" | ")[6] for line in lines] == ["0.0500", "0.0400", "0.0200"]
+
+
 @pytest.mark.slow
 def test_the_tables(folder, tmp_path):  # noqa: F811
     """All rows on stages that they share; a second call does nothing new; sweeps; the page."""
