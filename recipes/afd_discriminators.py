@@ -16,7 +16,7 @@ def main():
     args = afd_stages.arguments(__doc__, methods)
     args.seeds = args.seeds or [0]
     afd_stages.run(args)
-    if not args.train_only:
+    if not (args.train_only or args.pilot):
         print(*results_afd.discriminators(args.out.parent, args.net), sep="\n")
 
 

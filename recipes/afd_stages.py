@@ -1,9 +1,13 @@
 """Stages of the AFD recipes: one narrow net on MNIST for every method, judged alike.
 
 Paper: Bashivan et al. (ICLR 2021 submission; arXiv 2006.04621). Threat: Linf, epsilon 0.3. All
-methods take the same net, epochs, attack in training (PGD-7), ramp of epsilon and one-cycle SGD;
-the paper's are 100 epochs, PGD-40 and steps of the learning rate. AFD's net has unit features, as
-the authors' code.
+methods take the same net, epochs, attack in training (PGD-7), ramp of epsilon, weight decay and
+one-cycle SGD; the paper's are 100 epochs, PGD-40 and steps of the learning rate, and for TRADES a
+smaller rate and no decay. AFD's net has unit features, as the authors' code.
+
+A card is kept if its flags are these, refused else; flags that a method does not use do not count.
+Rates and weights are to be found with --pilot: it holds 5,000 training images out, trains on the
+rest and tells accuracy on what it held out. It writes no card and looks at no test image.
 """
 
 import argparse
@@ -15,10 +19,13 @@ import keras
 
 import tfrobust as tr
 from recipes import mnist, pruning_stages
-from recipes.command import command_line, settings
+from recipes.anp_vs_rows import refuse_other
+from recipes.command import command_line
 
 NETS = {"resnet18": "mnist_rn18", "lenet5": "mnist_lenet"}  # the paper's two, and their cards
+WIDTHS = {"resnet18": 0.5, "lenet5": 1.0}  # of 64 and of the paper's 32-64-64 units
 SUBSTITUTE = 100  # seed of the naturally trained net on which transfers are crafted
+HELD_OUT = 5000  # training images of a pilot that only judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +44,33 @@ METHODS = {
     "trades": Method("TRADES", "trades", paper=(98.84, 80.69, 91.75, 97.11, 86.40)),
     "match": Method("L2 matching", "match", paper=(None, 80.0, None, None, None)),
     "afd": Method("AFD", "afd", paper=(99.15, 96.13, 97.70, 98.31, 97.92)),
-    "afd_wgan": Method("AFD, Wasserstein", "afd", {"divergence": "wasserstein"}),
+    "afd_wgan": Method(
+        "AFD, Wasserstein",
+        "afd",
+        {"divergence": "wasserstein"},
+        paper=(99.14, 97.68, None, None, None),  # of the NeurIPS text, trained on APGD
+    ),
     "afd_fc1_pd": Method("AFD, FC1-PD", "afd", {"discriminator": {"n_hidden": 0}}),
     "afd_fc3": Method("AFD, FC3", "afd", {"discriminator": {"projection": False}}),
     "afd_fc4_pd": Method("AFD, FC4-PD", "afd", {"discriminator": {"n_hidden": 3}}),
 }
 DEFAULTS = {
-    "epochs": 10, "width": 0.5, "steps": 7, "rate": 0.1, "rate_discriminator": 0.1,
-    "rate_encoder": 0.5, "weight": 1.0, "match": 1.0, "n": 1000,
+    "epochs": 10, "steps": 7, "rate": 0.1, "rate_discriminator": 0.1, "rate_encoder": 0.5,
+    "weight": 1.0, "match": 1.0, "n": 1000,
 }  # fmt: skip
+SHARED = ("epochs", "width", "n")  # what all rows of a table have in common
+USES = {
+    "nt": ("rate",),
+    "at": ("steps", "rate"),
+    "trades": ("steps", "rate"),
+    "match": ("steps", "rate", "match"),
+    "afd": ("steps", "rate", "rate_discriminator", "rate_encoder", "weight"),
+}
 
 
 def arguments(doc, methods, **more):
     """The flags of the training recipes."""
     told = {
-        "width": "of the ResNet-18",
         "steps": "of PGD in training, of size epsilon / 4",
         "rate": "peak of the classifier's learning rate",
         "rate_discriminator": "peak of the discriminator's",
@@ -68,32 +87,94 @@ def arguments(doc, methods, **more):
         doc,
         DEFAULTS["epochs"],
         net={"choices": list(NETS), "default": "resnet18", "help": "LeNet-5: unstable with AFD"},
-        methods={"nargs": "+", "choices": list(METHODS), "default": list(methods)},
+        width={"type": float, "help": "of the net (default: 0.5, of LeNet-5 1)"},
+        methods={
+            "nargs": "+",
+            "choices": list(METHODS),
+            "help": f"default: {' '.join(methods)}; of LeNet-5 afd",
+        },
         seeds={"type": int, "nargs": "+", "help": "default: 0; of AT and AFD 0 1 2"},
         train_only={"action": "store_true", "help": "stop before judging"},
+        pilot={"action": "store_true", "help": f"judge on {HELD_OUT} training images, no card"},
         **numbers,
         **more,
     )
+    if args.seed:
+        raise SystemExit(f"`--seeds` says the seeds of this recipe. Received: --seed {args.seed}")
+    args.methods = args.methods or (list(methods) if args.net == "resnet18" else ["afd"])
     if args.smoke:
         args.net, args.width, args.n, args.steps = "lenet5", 0.125, 16, 2
         args.out = args.out / "saved_models"
         args.methods, args.seeds = [m for m in args.methods if m.startswith("afd")][:1], [0]
+    args.width = WIDTHS[args.net] if args.width is None else args.width
     return args
 
 
 def run(args):
     """Trains and judges whatever has no card yet; returns the names of all."""
     data, names = small(mnist.mnist(args), args), []
-    for method in args.methods:
-        for seed in args.seeds or ([0, 1, 2] if method in ("at", "afd") else [0]):
-            names.append(name_of(method, seed, args.net))
-            if (args.out / names[-1] / "card.json").exists():
-                print(f"{names[-1]}: has a card", flush=True)
-                continue
-            net, told = trained(method, seed, data, args)
-            if not args.train_only:
-                ship(names[-1], method, seed, net, told, data, args)
+    rows = [
+        (method, seed)
+        for method in args.methods
+        for seed in args.seeds or ([0, 1, 2] if method in ("at", "afd") else [0])
+    ]
+    if args.pilot:
+        return [pilot(method, seed, data, args) for method, seed in rows]
+    refuse_mixed(args)
+    for row in rows:  # before anything is trained
+        if has_card(*row, args):
+            refuse_other(args.out / name_of(*row, args.net), command(*row, args))
+    for method, seed in rows:
+        names.append(name_of(method, seed, args.net))
+        if has_card(method, seed, args):
+            print(f"{names[-1]}: has a card", flush=True)
+            continue
+        net, told = trained(method, seed, data, args)
+        if not args.train_only:
+            ship(names[-1], method, seed, net, told, data, args)
     return names
+
+
+def has_card(method, seed, args):
+    return (args.out / name_of(method, seed, args.net) / "card.json").exists()
+
+
+def refuse_mixed(args):
+    """Ends where the rows of a table would differ in more than their method."""
+    for path in sorted(args.out.glob(f"{NETS[args.net]}_*/card.json")):
+        (entry,) = tr.report.load(path).to_dict()["models"].values()
+        were = entry.get("settings", {})
+        flags = [*SHARED, *(["steps"] if "steps" in were else [])]
+        for name in flags:
+            if name in were and were[name] != getattr(args, name):
+                raise SystemExit(
+                    f"`--{name}` must be that of the other cards of the table, or `--out` another "
+                    f"folder. Received: {getattr(args, name)}, {path.parent} has {were[name]}"
+                )
+
+
+def command(method, seed, args):
+    """The command that makes this one card."""
+    words = ["--methods", method, "--seeds", seed]
+    words += ["--net", args.net] * (args.net != "resnet18")
+    for name, value in changed(method, args).items():
+        words += ["--" + name.replace("_", "-"), value]
+    words += ["--n", args.n] * (args.n != DEFAULTS["n"]) + ["--smoke"] * args.smoke
+    return command_line(map(str, words), "afd_table1")
+
+
+def changed(method, args):
+    """{flag: value} of those flags that this method trains by and that are not at their default."""
+    known = {**DEFAULTS, "width": WIDTHS[args.net]}
+    names = ("epochs", "width", *USES[METHODS[method].kind])
+    return {name: getattr(args, name) for name in names if getattr(args, name) != known[name]}
+
+
+def flags_of(method, seed, args):
+    """What a method is trained by, and nothing else."""
+    names = ("net", "epochs", "width", "smoke", *USES[METHODS[method].kind])
+    told = {"method": method, "seed": seed, **{name: getattr(args, name) for name in names}}
+    return {**told, **({"pilot": True} if args.pilot else {})}
 
 
 def small(data, args):
@@ -105,6 +186,34 @@ def small(data, args):
 
 def name_of(method, seed, net="resnet18"):
     return f"{NETS[net]}_{method}" + (f"_s{seed}" if seed else "")
+
+
+def work_of(method, seed, args):
+    """Where it is trained; a pilot's folder says its flags, since there are many."""
+    name = name_of(method, seed, args.net)
+    if not args.pilot:
+        return args.work / name
+    more = "".join(f"_{name}{value:g}" for name, value in changed(method, args).items())
+    return args.work / "pilot" / f"{name}{more}"
+
+
+def pilot(method, seed, data, args):
+    """Trains without the last training images and tells how it does on them."""
+    held = min(HELD_OUT, len(data.x_train) // 4)
+    x, y = data.x_train[-held:], data.y_train[-held:]
+    rest = dataclasses.replace(data, x_train=data.x_train[:-held], y_train=data.y_train[:-held])
+    net, told = trained(method, seed, rest, args)
+    attack = tr.attacks.PGD(mnist.THREAT, steps=2 if args.smoke else 20, step_size=0.03)
+    right = tr.attacks.correct(net, x, y)
+    stays = right & tr.attacks.correct(net, attack(net, x, y), y)
+    name = work_of(method, seed, args).name
+    causes = [found["cause"] for found in told.get("collapse", [])]
+    print(
+        f"{name}: held out {held}, clean {right.mean():.4f}, PGD-20 {stays.mean():.4f}, "
+        f"{told['seconds'][0]:.0f} s" + f", collapse: {', '.join(causes)}" * bool(causes),
+        flush=True,
+    )
+    return name
 
 
 def build(method, args):
@@ -119,12 +228,11 @@ def player(method, net, args, iterations):
     """The compiled game."""
     kind, options = METHODS[method].kind, METHODS[method].options
     shared = {"weight_decay": 1e-4, "seed": args.seed}
-    size, ramp = mnist.EPSILON / 4, mnist.rising_epsilon(iterations)
-    attack = tr.attacks.PGD(mnist.THREAT, steps=args.steps, step_size=size)
-    rates = {"weights": args.rate}
+    size, ramp, rates = mnist.EPSILON / 4, mnist.rising_epsilon(iterations), {"weights": args.rate}
+    if kind != "nt":
+        attack = tr.attacks.PGD(mnist.THREAT, steps=args.steps, step_size=size)
     if kind == "nt":  # nothing is attacked
-        attack = tr.attacks.PGD(tr.threats.Linf(0.0), steps=0, random_start=False)
-        game = tr.training.AdversarialTraining(net, attack, mix=(1, 0), **shared)
+        game = tr.training.AdversarialTraining(net, None, **shared)
     elif kind == "at":
         game = tr.training.AdversarialTraining(net, attack, epsilon=ramp, **shared)
     elif kind == "match":
@@ -134,9 +242,7 @@ def player(method, net, args, iterations):
             net, attack, mix=(1, 0), regularizers=[match], epsilon=ramp, **shared
         )
     elif kind == "trades":
-        attack = tr.attacks.PGD(
-            mnist.THREAT, steps=args.steps, step_size=size, random_start=0.001, loss="kl"
-        )
+        attack = tr.training.trades_attack(mnist.THREAT, args.steps, size)
         game = tr.training.TRADES(net, attack, beta=1.0, epsilon=ramp, **shared)
     else:
         shared |= {"discriminator_decay": 1e-4, "encoder_decay": 1e-4, "weight": args.weight}
@@ -149,10 +255,8 @@ def player(method, net, args, iterations):
 
 def trained(method, seed, data, args):
     """(net, what it took): from its file, resumed, or from random weights."""
-    one = argparse.Namespace(**{**vars(args), "method": method, "seed": seed, "resume": True})
-    for name in ("methods", "seeds", "train_only", "n"):
-        delattr(one, name)
-    work = args.work / name_of(method, seed, args.net)
+    one = argparse.Namespace(**flags_of(method, seed, args), resume=True)
+    work = work_of(method, seed, args)
     if not args.resume and not (work / "net.keras").exists():
         one.resume = False
     pruning_stages.same_run(one, work)
@@ -206,11 +310,6 @@ def ship(name, method, seed, net, told, data, args):
     """Judges a net and writes its file and card."""
     substitute, _ = trained("nt", SUBSTITUTE, data, args)
     scores = judged(name, net, substitute, data, args)
-    flags = [("--methods", method), ("--seeds", seed)]
-    flags += [("--net", args.net)] * (args.net != "resnet18")
-    flags += [(f"--{k.replace('_', '-')}", getattr(args, k)) for k, v in DEFAULTS.items()
-              if getattr(args, k) != v]  # fmt: skip
-    words = [str(word) for flag in flags for word in flag] + ["--smoke"] * args.smoke
     trace = None
     if told.get("trace"):
         trace = tr.diagnostics.DiscriminatorTrace()
@@ -222,7 +321,12 @@ def ship(name, method, seed, net, told, data, args):
         footprint=tr.footprint.measure(net),
         files=[tr.export.keras_file(net, args.out / name / "model.keras")],
         seconds=told["seconds"][0],
-        settings={**_flags(args), **told, "seed": seed},
+        settings={
+            **flags_of(method, seed, args),
+            **told,
+            "n": args.n,
+            "digest": tr.contract.digest(*net.get_weights()),
+        },
     )
     card = tr.report.card(
         name,
@@ -230,13 +334,9 @@ def ship(name, method, seed, net, told, data, args):
         data={
             "name": "MNIST",
             "note": f"clean and FGSM on all test images, the others on the first {args.n}; "
-            f"transfers from a naturally trained net of another seed ({SUBSTITUTE})",
+            f"transfers from the same net, naturally trained from another seed ({SUBSTITUTE})",
         },
         threat=mnist.THREAT,
-        command=command_line(words, "afd_table1"),
+        command=command(method, seed, args),
     )
     card.save(args.out / name)
-
-
-def _flags(args):
-    return {k: v for k, v in settings(args).items() if k not in ("methods", "seeds", "seed")}

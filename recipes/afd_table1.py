@@ -15,7 +15,7 @@ from recipes import afd_stages, results_afd
 def main():
     args = afd_stages.arguments(__doc__, ("nt", "at", "trades", "afd"))
     afd_stages.run(args)
-    if not args.train_only:
+    if not (args.train_only or args.pilot):
         print(*results_afd.table1(args.out.parent, args.net), sep="\n")
 
 

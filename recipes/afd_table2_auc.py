@@ -4,12 +4,13 @@ Paper: Bashivan et al. (ICLR 2021 submission), Table 2 with the grids of Table A
 and principal components), Table A7 (angles to PGD) and Figures 2, A7 and A8 (sensitivity, images
 that classes like, t-SNE). Takes the nets that recipes.afd_table1 left in saved_models/mnist_rn18_*,
 writes curves.json and features.json beside their cards, attack by attack, and their pictures onto
-the cards: a run does only what is missing (--again starts anew). The areas are those of
+the cards: a run does only what is missing for these very weights (--again starts anew). The areas
+are those of
 `tr.evaluate`: per-example, an image broken at one radius stays broken at larger ones, and attacks
 for the smallest change count at epsilon where that change is larger. (Foolbox clips the change to
 epsilon and tests again, which is weaker.)
 Command: python -m recipes.afd_table2_auc --n 500
-Time: about 9,000 image passes for each image and net, half of them by C&W and PGD in L2 and L1.
+Time: at most about 1,850 gradients for each image and net, half of them by C&W and DeepFool.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", help="folder with mnist.npz (default: TFROBUST_DATA_DIR)")
-    parser.add_argument("--models", nargs="+", help="folders (default: saved_models/mnist_rn18_*)")
+    parser.add_argument("--models", nargs="+", help="folders (default: all nets of Table 1)")
     parser.add_argument("--n", type=int, default=500, help="test images of a curve")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     parser.add_argument("--smoke", action="store_true", help="an untrained net, under a minute")
@@ -60,7 +61,11 @@ def arguments():
     args.work = pathlib.Path(args.work) / "afd_table2"
     if args.smoke:
         args.n, args.models = 8, [_untrained(args.work / "smoke" / "saved_models")]
-    found = sorted(pathlib.Path("saved_models").glob("mnist_rn18_*"))
+    found = [
+        folder
+        for method in results_afd.TABLE1
+        for folder, _, _ in results_afd.cards(method, pathlib.Path()).values()
+    ]
     args.models = [pathlib.Path(path) for path in args.models or found]
     wrong = [str(path) for path in args.models if not (path / "model.keras").exists()]
     if wrong or not args.models:
@@ -72,7 +77,10 @@ def _untrained(root):
     """A net and its card, for --smoke."""
     net = tr.models.unit_features(tr.models.lenet5_caffe(widths=(32, 64, 64), width=0.125))
     folder = root / "mnist_lenet_afd"
-    entry = tr.report.Entry(files=[tr.export.keras_file(net, folder / "model.keras")])
+    entry = tr.report.Entry(
+        files=[tr.export.keras_file(net, folder / "model.keras")],
+        settings={"digest": tr.contract.digest(*net.get_weights())},
+    )
     tr.report.card("smoke", models={"AFD": entry}).save(folder)
     return folder
 
@@ -86,15 +94,20 @@ def keep(path, values):
     tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
 
 
+def mark_of(net, args):
+    """What a measurement belongs to."""
+    return {"n": args.n, "net": tr.contract.digest(*net.get_weights())}
+
+
 def curves(net, folder, data, args):
     """Areas of all attacks, into curves.json after each of them."""
-    path = folder / "curves.json"
-    told = measured(path, args.again)
+    path, mark = folder / "curves.json", mark_of(net, args)
+    told = {k: v for k, v in measured(path, args.again).items() if mark.items() <= v.items()}
     for name, (attack, grid) in attacks_of(args.smoke).items():
-        if told.get(name, {}).get("n") == args.n:
+        if name in told:
             continue
         smallest = isinstance(attack, tr.attacks.MinimumNorm)
-        file = f"{folder.name}_{name.replace(' ', '_')}.npz"
+        file = f"{folder.name}_{mark['net'][:8]}_{name.replace(' ', '_')}.npz"
         scores = tr.evaluate.robustness(
             net,
             data,
@@ -105,7 +118,7 @@ def curves(net, folder, data, args):
             state=None if args.again else args.work / file,
         )
         rule = "smallest change > epsilon" if smallest else "attacked at each radius"
-        told[name] = {**scores.curve.to_dict(), "n": args.n, "rule": rule}
+        told[name] = {**scores.curve.to_dict(), **mark, "rule": rule}
         areas = {key: tr.evaluate.Curve.from_dict(told[key]) for key in told}
         onto_card(folder, areas=areas)
         keep(path, told)
@@ -121,8 +134,8 @@ def onto_card(folder, **found):
 
 def features(net, folder, data, args):
     """Table A5 and the sensitivity at each epsilon, into features.json; pictures for the card."""
-    path = folder / "features.json"
-    if measured(path, args.again).get("n") == args.n:
+    path, mark = folder / "features.json", mark_of(net, args)
+    if mark.items() <= measured(path, args.again).items():
         return
     x, y = (part[: args.n] for part in data)
     names = [one.name for one in net.layers]
@@ -162,7 +175,7 @@ def features(net, folder, data, args):
     keep(
         path,
         {
-            "n": args.n,
+            **mark,
             "layer": layer,
             "dimensions": size.to_dict(),
             "sensitivity": {str(epsilon): found.to_dict() for epsilon, found in shifts.items()},

@@ -98,18 +98,24 @@ def discriminators(root=ROOT, net="resnet18"):
     return lines
 
 
-def beside(folder, name):
-    """JSON beside a card, or None."""
-    path = folder / name
-    return json.loads(path.read_text()) if path.exists() else None
+def beside(folder, entry, name):
+    """JSON beside a card: {} where it is missing, or was measured on another net than the card's.
+
+    Of curves.json those curves of the card's net.
+    """
+    path, digest = folder / name, entry.get("settings", {}).get("digest")
+    told = json.loads(path.read_text()) if path.exists() else {}
+    if name == "curves.json":
+        return {attack: curve for attack, curve in told.items() if curve.get("net") == digest}
+    return told if told.get("net") == digest else {}
 
 
 def areas(root=ROOT, net="resnet18"):
     """Table 2: areas under accuracy over epsilon."""
     lines = ["| | " + " | ".join(AREAS) + " |", "|---" * (len(AREAS) + 1) + "|"]
     for method in TABLE1:
-        for seed, (folder, _, _) in cards(method, root, net).items():
-            curves = beside(folder, "curves.json")
+        for seed, (folder, entry, _) in cards(method, root, net).items():
+            curves = beside(folder, entry, "curves.json")
             if curves:
                 told = [f"{curves[a]['auc']:.3f}" if a in curves else "not run" for a in AREAS]
                 lines.append(f"| {METHODS[method].title}, seed {seed} | " + " | ".join(told) + " |")
@@ -126,9 +132,9 @@ def representations(root=ROOT, net="resnet18"):
         "|---|---|---|---|---|---|",
     ]
     for method in TABLE1:
-        for seed, (folder, _, _) in cards(method, root, net).items():
-            told = beside(folder, "features.json")
-            if told is None:
+        for seed, (folder, entry, _) in cards(method, root, net).items():
+            told = beside(folder, entry, "features.json")
+            if not told:
                 continue
             d, s = told["dimensions"], told["sensitivity"]["0.3"]
             paper = "{} of 64 / {}".format(*PAPER_DIMENSIONS.get(method, ("-", "-")))
