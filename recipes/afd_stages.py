@@ -19,8 +19,7 @@ import keras
 
 import tfrobust as tr
 from recipes import mnist, pruning_stages
-from recipes.anp_vs_rows import refuse_other
-from recipes.command import command_line
+from recipes.command import command_line, refuse_other
 
 NETS = {"resnet18": "mnist_rn18", "lenet5": "mnist_lenet"}  # the paper's two, and their cards
 WIDTHS = {"resnet18": 0.5, "lenet5": 1.0}  # of 64 and of the paper's 32-64-64 units

@@ -14,6 +14,7 @@ import tfrobust as tr
 from recipes import anp_vs_judge as judge
 from recipes import anp_vs_stages as stages
 from recipes import pruning_stages
+from recipes.command import refuse_other
 
 
 class Row(NamedTuple):
@@ -151,13 +152,3 @@ def one(row, seed, args, data, **variant):
     )
     card.save(folder)
     print(f"{folder}: {ALL[row].title}, {entry.footprint.flops:,} FLOPs", flush=True)
-
-
-def refuse_other(folder, wanted):
-    """Ends where a card was made by another command."""
-    made = tr.report.load(folder).to_dict()["command"]
-    if made != wanted:
-        raise SystemExit(
-            f"`--out` must hold cards of these flags, or be another folder. Received: {folder} by "
-            f"`{made}`, not `{wanted}`"
-        )

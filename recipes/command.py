@@ -2,6 +2,8 @@
 
 import shlex
 
+import tfrobust as tr
+
 FOLDERS = ("--data-dir", "--work", "--out")
 FREE = {"data_dir", "work", "out", "resume", "command", "train_only"}
 
@@ -26,3 +28,13 @@ def command_line(argv, recipe):
 def settings(args):
     """The flags that decide the figures."""
     return {k: v for k, v in vars(args).items() if k not in FREE}
+
+
+def refuse_other(folder, wanted):
+    """Ends where the card in `folder` was made by another command than the one wanted."""
+    made = tr.report.load(folder).to_dict()["command"]
+    if made != wanted:
+        raise SystemExit(
+            f"`--out` must hold cards of these flags, or be another folder. Received: {folder} by "
+            f"`{made}`, not `{wanted}`"
+        )
