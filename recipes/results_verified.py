@@ -4,6 +4,7 @@ Every figure comes from a card, or from the curve.json or unlearning.json beside
 """
 
 import json
+import re
 
 import tfrobust as tr
 from recipes import figures
@@ -19,8 +20,9 @@ STYLES = {"verified": "-", "attacked": "--"}
 
 def certified(root=ROOT):
     """{folder name: card} of the nets that certified training made."""
-    found = sorted((root / "saved_models").glob("*_certified_*/card.json"))
-    folders = [path.parent for path in found if "_pruned_" not in path.parent.name]
+    found = [path.parent for path in (root / "saved_models").glob("*_certified_*/card.json")]
+    folders = [folder for folder in found if "_pruned_" not in folder.name]
+    folders.sort(key=lambda folder: re.sub(r"\d+", lambda m: m[0].zfill(4), folder.name))
     return {folder.name: tr.report.load(folder).to_dict() for folder in folders}
 
 
