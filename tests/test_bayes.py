@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tfrobust as tr
 from tests.bank_pruning import data, dense
-from tests.test_resume import Kill
+from tests.bank_resume import resumed_equals_unbroken, until_killed
 from tests.test_shadows import ATTACK, BIAS, KERNEL, NOBODY, SGD, fit, linear, play
 from tfrobust.layers import GaussianWeights
 from tfrobust.layers.beta_bernoulli import distributions
@@ -238,16 +238,10 @@ def test_resumed_equals_unbroken(tmp_path, attack_weights):
         transform = GaussianWeights(24, attack_weights=attack_weights)
         game = play(dense(seed=seed), transform, ATTACK, keras.optimizers.Adam(0.05))
         batches = tr.data.Batches(*data(), 8, seed=3)
-        try:
-            game.fit(batches, epochs=2, verbose=0, callbacks=list(callbacks))
-        except KeyboardInterrupt:
-            pass
+        until_killed(game.fit, batches, epochs=3, verbose=0, callbacks=list(callbacks))
         return [v.numpy() for v in (*game.variables, *game.optimizer.variables)]
 
-    whole = train(0)
-    train(0, tr.training.Resume(tmp_path, save_freq=1), Kill(3))
-    for a, b in zip(whole, train(9, tr.training.Resume(tmp_path, save_freq=1)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    resumed_equals_unbroken(train, tmp_path, kill=4)
 
 
 def test_a_game_goes_on_after_loading(tmp_path):
