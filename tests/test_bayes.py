@@ -152,6 +152,27 @@ def test_both_passes_share_a_draw_and_the_attack_meets_the_mean():
     assert {type(layer).__module__.split(".")[0] for layer in net.layers} == {"keras"}
 
 
+def test_vulnerability_is_that_of_the_draw_on_images_made_for_the_mean():
+    inputs = keras.Input((2,))
+    hidden = keras.layers.Dense(3, activation="tanh", name="hidden")(inputs)
+    net, transform = keras.Model(inputs, keras.layers.Dense(3)(hidden)), GaussianWeights(50, initial=0.3)
+    terms = [tr.regularizers.VulnerabilitySuppression(1.0, features=["hidden"])]
+    game = tr.training.AdversarialTraining(net, ATTACK, transform=transform, regularizers=terms)
+    game.compile(SGD(0.0), run_eagerly=True)
+    x, y = np.random.default_rng(0).uniform(0.2, 0.8, (8, 2)).astype("float32"), np.arange(8) % 3
+    transform.begin()
+    x_adv = ATTACK.within(net, tf.constant(x), tf.constant(y), 0).numpy()  # the net holds mu
+    mean = net.get_layer("hidden").get_weights()
+    drawn = [w + 0.3 * n for w, n in zip(mean, own(transform, "noise"), strict=False)]
+    values = [
+        np.abs(np.diff([np.tanh(v @ kernel + bias) for v in (x, x_adv)], axis=0)).mean()
+        for kernel, bias in (drawn, mean)
+    ]
+    logs = game.fit(x, y, batch_size=8, verbose=0).history
+    assert logs["regularization"][0] == pytest.approx(values[0], rel=1e-4)
+    assert values[0] != pytest.approx(values[1], rel=0.02)
+
+
 def test_seeds_and_steps_draw_other_noise():
     def first(seed, steps):
         transform = GaussianWeights(10, seed=seed)
