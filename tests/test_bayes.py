@@ -155,7 +155,8 @@ def test_both_passes_share_a_draw_and_the_attack_meets_the_mean():
 def test_vulnerability_is_that_of_the_draw_on_images_made_for_the_mean():
     inputs = keras.Input((2,))
     hidden = keras.layers.Dense(3, activation="tanh", name="hidden")(inputs)
-    net, transform = keras.Model(inputs, keras.layers.Dense(3)(hidden)), GaussianWeights(50, initial=0.3)
+    net = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    transform = GaussianWeights(50, initial=0.3)
     terms = [tr.regularizers.VulnerabilitySuppression(1.0, features=["hidden"])]
     game = tr.training.AdversarialTraining(net, ATTACK, transform=transform, regularizers=terms)
     game.compile(SGD(0.0), run_eagerly=True)
@@ -259,10 +260,10 @@ def test_resumed_equals_unbroken(tmp_path, attack_weights):
         transform = GaussianWeights(24, attack_weights=attack_weights)
         game = play(dense(seed=seed), transform, ATTACK, keras.optimizers.Adam(0.05))
         batches = tr.data.Batches(*data(), 8, seed=3)
-        until_killed(game.fit, batches, epochs=3, verbose=0, callbacks=list(callbacks))
+        until_killed(game.fit, batches, epochs=2, verbose=0, callbacks=list(callbacks))
         return [v.numpy() for v in (*game.variables, *game.optimizer.variables)]
 
-    resumed_equals_unbroken(train, tmp_path, kill=4)
+    resumed_equals_unbroken(train, tmp_path, kill=1)
 
 
 def test_a_game_goes_on_after_loading(tmp_path):

@@ -256,10 +256,10 @@ def test_resumed_equals_unbroken(tmp_path, name):
     def train(seed, *callbacks):
         game = play(dense(seed=seed), MAKE[name](), ATTACK, keras.optimizers.Adam(0.05))
         batches = tr.data.Batches(*data(), 8, seed=3)
-        until_killed(game.fit, batches, epochs=3, verbose=0, callbacks=list(callbacks))
+        until_killed(game.fit, batches, epochs=2, verbose=0, callbacks=list(callbacks))
         return [v.numpy() for v in (*game.variables, *game.optimizer.variables)]
 
-    resumed_equals_unbroken(train, tmp_path, kill=4)
+    resumed_equals_unbroken(train, tmp_path, kill=1)
 
 
 @pytest.mark.parametrize("name", ["surgery", pytest.param("scores", marks=pytest.mark.slow)])
