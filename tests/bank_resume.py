@@ -1,5 +1,8 @@
 """Trainings to kill and to start again: a game with every kind of state, and a plain model."""
 
+import functools
+import zlib
+
 import keras
 import numpy as np
 
@@ -81,18 +84,8 @@ def train(make, seed, folder=None, kill=None, save_freq="epoch", execution=1, **
         callbacks = [resume, *others] if known[0] is None else [*others, resume]
     if kill is not None:
         callbacks.append(Kill(kill))
-    try:
-        history = model.fit(
-            batches,
-            epochs=EPOCHS,
-            shuffle=False,
-            validation_data=validation,
-            verbose=0,
-            callbacks=callbacks,
-        )
-    except KeyboardInterrupt:
-        return model, None
-    return model, history
+    options = {"epochs": EPOCHS, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+    return model, until_killed(model.fit, batches, validation_data=validation, **options)
 
 
 def state(model):
@@ -107,3 +100,53 @@ def assert_same(model, other):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# Any training -----------------------------------------------------------------------------------
+
+
+def until_killed(run, *args, **kwargs):
+    """What `run(...)` returns, a `fit` for one; None if a `Kill` has ended it."""
+    try:
+        return run(*args, **kwargs)
+    except KeyboardInterrupt:
+        return None
+
+
+class Trace(keras.callbacks.Callback):
+    """A checksum of everything that training has changed, after each batch."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(functools.reduce(lambda crc, a: zlib.crc32(a.tobytes(), crc),
+                                          state(self.model), 0))  # fmt: skip
+
+
+def resumed_equals_unbroken(train, folder, kill, save_freq=1):
+    """A game killed at its batch `kill` and started again goes on and ends as the unbroken one.
+
+    Five steps or more follow the restored state; the second start has another seed, so that all
+    there is comes out of the file.
+
+    Args:
+        train: `train(seed, *callbacks)` makes a game, runs its `fit` `until_killed` with these
+            callbacks, and returns the variables or arrays that it ends with.
+        folder: Path for the state.
+        kill: Number of batches before the one that is the last.
+
+    Returns:
+        What the unbroken run ended with.
+    """
+    whole, again = Trace(), Trace()
+    expected = train(0, whole)
+    after = len(whole.seen) - kill  # at least so many: some of what came before may be lost, too
+    assert after >= 5
+    train(0, tr.training.Resume(folder, save_freq=save_freq), Kill(kill))
+    assert (folder / "resume.npz").exists()
+    resumed = train(9, again, tr.training.Resume(folder, save_freq=save_freq))
+    assert again.seen[-after:] == whole.seen[kill:]
+    for a, b in zip(expected, resumed, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    return expected

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests.bank_pruning import adversarial, compiled, data, dense, fit
-from tests.test_resume import Kill
+from tests.bank_resume import Kill, resumed_equals_unbroken, until_killed
 from tfrobust.pruning import ADMM, LearnedScores
 from tfrobust.pruning.admm import Pull, squares
 
@@ -219,17 +219,11 @@ def test_resumed_equals_unbroken(tmp_path):
         game = adversarial(dense(seed=seed), keras.optimizers.Adam(0.05), run_eagerly=True)
         admm = ADMM(0.5, every=1, rho=0.5, growth=1.3)
         batches = tr.data.Batches(*data(), 8, seed=3)
-        try:
-            game.fit(batches, epochs=3, verbose=0, callbacks=[admm, *callbacks])
-        except KeyboardInterrupt:
-            pass
+        until_killed(game.fit, batches, epochs=3, verbose=0, callbacks=[admm, *callbacks])
         weights = [v.numpy() for v in (*game.variables, *game.optimizer.variables)]
         return [*weights, *admm._z, *admm._u, admm._rho, admm._factor.numpy()]
 
-    whole = train(0)
-    train(0, tr.training.Resume(tmp_path, save_freq=1), Kill(4))
-    for a, b in zip(whole, train(9, tr.training.Resume(tmp_path, save_freq=1)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    resumed_equals_unbroken(train, tmp_path, kill=4)
 
 
 def test_state_of_other_options_is_refused():

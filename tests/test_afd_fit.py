@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests import bank_afd as bank
+from tests.bank_resume import resumed_equals_unbroken, state, until_killed
 
 SGD, SLOW = keras.optimizers.SGD, pytest.mark.slow
 CLEAN = {"bn_stats": "clean_only"}
@@ -204,29 +205,21 @@ def test_round_trip_keeps_everything(options, tmp_path):
 def test_resume_brings_back_all_three_optimizers(tmp_path):
     """With random starts, dropout, momenta, power iterations and a falling rate: bit for bit."""
 
-    class Kill(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
+    watches = []
 
-    def run(seed, *callbacks):
+    def train(seed, *callbacks):
         random = tr.attacks.PGD(tr.threats.Linf(0.1), steps=1)
         game = bank.game(attack=random, classifier=bank.net(seed=seed, dropout=0.2))
         watch = tr.training.CollapseWatch(window=10, action="restore", monitor="robust_accuracy")
         rate = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (1 + epoch))
         batches = tr.data.Batches(*bank.data(), batch_size=5)
-        try:
-            game.fit(batches, epochs=4, verbose=0, callbacks=[rate, watch, *callbacks])
-        except KeyboardInterrupt:
-            pass
-        optimizers = [v for o in game.optimizers.values() for v in o.variables]
-        return bank.values([*game.variables, *optimizers]), watch
+        until_killed(game.fit, batches, epochs=4, verbose=0, callbacks=[rate, watch, *callbacks])
+        watches.append(watch)
+        return state(game)
 
-    whole, watch = run(0)
-    run(0, tr.training.Resume(tmp_path), Kill())
-    resumed, again = run(1, tr.training.Resume(tmp_path))
-    assert bank.same(whole, resumed)
-    assert watch.state == again.state and bank.same(watch.best_weights, again.best_weights)
+    resumed_equals_unbroken(train, tmp_path, kill=6, save_freq="epoch")
+    whole, _, again = watches
+    assert whole.state == again.state and bank.same(whole.best_weights, again.best_weights)
 
 
 # The rest of the house ---------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tfrobust as tr
 from tests.bank_pruning import data, dense
-from tests.test_resume import Kill
+from tests.bank_resume import resumed_equals_unbroken, until_killed
 from tests.test_shadows import ATTACK, BIAS, KERNEL, NOBODY, SGD, fit, linear, play
 from tfrobust.layers import GaussianWeights
 from tfrobust.layers.beta_bernoulli import distributions
@@ -152,6 +152,28 @@ def test_both_passes_share_a_draw_and_the_attack_meets_the_mean():
     assert {type(layer).__module__.split(".")[0] for layer in net.layers} == {"keras"}
 
 
+def test_vulnerability_is_that_of_the_draw_on_images_made_for_the_mean():
+    inputs = keras.Input((2,))
+    hidden = keras.layers.Dense(3, activation="tanh", name="hidden")(inputs)
+    net = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    transform = GaussianWeights(50, initial=0.3)
+    terms = [tr.regularizers.VulnerabilitySuppression(1.0, features=["hidden"])]
+    game = tr.training.AdversarialTraining(net, ATTACK, transform=transform, regularizers=terms)
+    game.compile(SGD(0.0), run_eagerly=True)
+    x, y = np.random.default_rng(0).uniform(0.2, 0.8, (8, 2)).astype("float32"), np.arange(8) % 3
+    transform.begin()
+    x_adv = ATTACK.within(net, tf.constant(x), tf.constant(y), 0).numpy()  # the net holds mu
+    mean = net.get_layer("hidden").get_weights()
+    drawn = [w + 0.3 * n for w, n in zip(mean, own(transform, "noise"), strict=False)]
+    values = [
+        np.abs(np.diff([np.tanh(v @ kernel + bias) for v in (x, x_adv)], axis=0)).mean()
+        for kernel, bias in (drawn, mean)
+    ]
+    logs = game.fit(x, y, batch_size=8, verbose=0).history
+    assert logs["regularization"][0] == pytest.approx(values[0], rel=1e-4)
+    assert values[0] != pytest.approx(values[1], rel=0.02)
+
+
 def test_seeds_and_steps_draw_other_noise():
     def first(seed, steps):
         transform = GaussianWeights(10, seed=seed)
@@ -238,16 +260,10 @@ def test_resumed_equals_unbroken(tmp_path, attack_weights):
         transform = GaussianWeights(24, attack_weights=attack_weights)
         game = play(dense(seed=seed), transform, ATTACK, keras.optimizers.Adam(0.05))
         batches = tr.data.Batches(*data(), 8, seed=3)
-        try:
-            game.fit(batches, epochs=2, verbose=0, callbacks=list(callbacks))
-        except KeyboardInterrupt:
-            pass
+        until_killed(game.fit, batches, epochs=2, verbose=0, callbacks=list(callbacks))
         return [v.numpy() for v in (*game.variables, *game.optimizer.variables)]
 
-    whole = train(0)
-    train(0, tr.training.Resume(tmp_path, save_freq=1), Kill(3))
-    for a, b in zip(whole, train(9, tr.training.Resume(tmp_path, save_freq=1)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    resumed_equals_unbroken(train, tmp_path, kill=1)
 
 
 def test_a_game_goes_on_after_loading(tmp_path):

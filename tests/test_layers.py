@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import bank
 from tfrobust import layers, models
@@ -26,11 +28,61 @@ def with_ab(a, b):
     return built(1, initial_a=unsoft(a), initial_b=unsoft(b))
 
 
+_masks = []
+
+
+def with_raw(a_, b_):
+    """One mask for many parameters: a layer costs more than what is asked of it."""
+    mask = _masks[0] if _masks else _masks.append(built(1)) or _masks[0]
+    mask.a_.assign([a_])
+    mask.b_.assign([b_])
+    return mask
+
+
 @pytest.mark.parametrize(
     ("a", "b", "kl"), [(1, 1, 8.210440), (0.5, 2, 7.210640), (2, 0.5, 9.596665), (1e-4, 1, 0.0)]
 )
 def test_kl_closed_form(a, b, kl):
     assert float(with_ab(a, b).kl()) == pytest.approx(kl, abs=2e-5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(a_=st.floats(-20, 20), b_=st.floats(-20, 60))
+def test_kl_is_never_negative(a_, b_):
+    """In the float32 of training, down to the clips of both parameters and beyond."""
+    mask = with_raw(a_, b_)
+    exact = layers.distributions().kl_divergence(
+        mask.posterior(tf.float64), layers.distributions().Beta(tf.constant(1e-4, tf.float64), 1.0)
+    )
+    assert float(exact[0]) >= -1e-9
+    assert float(mask.kl()) >= -1e-5
+    assert float(mask.kl()) == pytest.approx(float(exact[0]), rel=1e-4, abs=1e-4)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(log=st.floats(-7, 3))
+def test_kl_where_the_posterior_is_a_beta(log):
+    """Kumaraswamy(a, 1) is Beta(a, 1) and Kumaraswamy(1, b) is Beta(1, b), whose KL is known.
+
+    In the first case -log pi is exponential, and KL = r - 1 - log r with r = alpha / a.
+    """
+    tfd, one = layers.distributions(), np.float64(1)
+    prior, value = tfd.Beta(np.float64(1e-4), one), np.exp(log)
+    for a, b in ((value, one), (one, value)):
+        mask = with_raw(unsoft(a), unsoft(b))
+        exact = float(tfd.kl_divergence(tfd.Beta(a, b), prior))
+        assert float(mask.kl()) == pytest.approx(exact, rel=1e-4, abs=1e-4)
+    ratio = 1e-4 / value
+    mask = with_raw(unsoft(value), unsoft(1.0))
+    assert float(mask.kl()) == pytest.approx(ratio - 1 - np.log(ratio), rel=1e-4, abs=1e-4)
+
+
+def test_kl_vanishes_at_the_prior_alone():
+    """It falls towards a = alpha, b = 1 from all sides."""
+    at = [float(with_raw(unsoft(1e-4 * r), unsoft(1.0)).kl()) for r in (0.5, 0.8, 1, 1.5, 4)]
+    assert at[0] > at[1] > at[2] < at[3] < at[4] and at[2] == pytest.approx(0, abs=1e-5)
+    at = [float(with_raw(unsoft(1e-4), unsoft(b)).kl()) for b in (0.25, 0.6, 1, 1.8, 4)]
+    assert at[0] > at[1] > at[2] < at[3] < at[4]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +191,19 @@ def test_training_gates_differ_by_example_and_inference_does_not(make):
     alone, whole = mask(x[:1]).numpy(), mask(x).numpy()
     np.testing.assert_array_equal(whole[:1], alone)
     np.testing.assert_allclose(whole[0, 0, 0], mask.expected(), rtol=1e-6)
+
+
+def test_one_pi_for_the_batch_and_another_for_the_next():
+    """a = b = 1: pi is uniform. Halves of a batch open a channel alike, two batches do not."""
+    mask = built(100, initial_a=unsoft(1.0), initial_b=unsoft(1.0))
+    first, second = (mask.sample(4000).numpy() for _ in range(2))
+    share = 4.5 * np.sqrt(2 * 0.25 / 2000)  # of the difference of two means
+    assert np.abs(first[:2000].mean(0) - first[2000:].mean(0)).max() < share
+    assert (np.abs(first.mean(0) - second.mean(0)) > share).mean() > 0.7
+    assert first.mean(0).std() == pytest.approx(np.sqrt(1 / 12), abs=0.06)  # not E[pi] everywhere
+    lively = first[:, np.abs(first.mean(0) - 0.5) < 0.3]
+    assert (lively.std(0) > 0.25).all()  # gates of a channel differ between examples
+    assert np.abs(np.corrcoef(lively[:, :6].T) - np.eye(6)).max() < 0.1  # and between channels
 
 
 @every_mask

@@ -11,6 +11,7 @@ from tests import bank
 SGD = keras.optimizers.SGD
 ATTACK = tr.attacks.FGSM(tr.threats.Linf(0.1))
 NOTHING = tr.attacks.PGD(tr.threats.Linf(0.0), steps=0, random_start=False)
+NO_STEP = tr.attacks.PGD(tr.threats.Linf(0.1), steps=0, random_start=False)
 COUNT = 12
 every_mask = pytest.mark.parametrize("kind", bank.MASKS)
 
@@ -164,27 +165,48 @@ def test_a_learning_rate_of_zero_keeps_the_group_bit_for_bit(kind, still):
 
 
 @every_mask
-def test_zero_radius_is_bp(kind):
+@pytest.mark.parametrize("attack", [NOTHING, NO_STEP], ids=["zero radius", "zero steps"])
+def test_an_attack_that_stays_is_bp(kind, attack):
     """beta = 1; BP makes one pass where ANP makes two equal ones."""
-    none = played(anp(net(kind), NOTHING, beta=1.0, regularizers=suppression(3.0)))
+    none = played(anp(net(kind), attack, beta=1.0, regularizers=suppression(3.0)))
     bp = played(anp(net(kind), cls=tr.training.BP))
     assert_close(none[0] + none[1], bp[0] + bp[1])
     assert none[2]["regularization"] == 0.0
     apart = played(
-        anp(net(kind), NOTHING, beta=1.0, regularizers=suppression(3.0), share_noise=False)
+        anp(net(kind), attack, beta=1.0, regularizers=suppression(3.0), share_noise=False)
     )
     assert apart[2]["regularization"] == 0.0  # before the mask nothing is random
 
 
-def test_vulnerability_needs_shared_noise_behind_a_mask():
+def test_zero_steps_from_a_random_start_are_an_attack():
+    noise = tr.attacks.PGD(tr.threats.Linf(0.1), steps=0)
+    logs = played(anp(net(bank.MASKS[0]), noise, regularizers=suppression(1.0)))[2]
+    assert logs["regularization"] > 1e-3
+
+
+NOISE = {
+    "beta-Bernoulli": lambda: tr.layers.BetaBernoulliMask(seed=3),
+    "VIB": lambda: tr.layers.VIBMask(initial_log_var=-2.0, seed=3),
+    "dropout": lambda: keras.layers.Dropout(0.5, seed=3),
+    "normalization": keras.layers.BatchNormalization,  # its statistics are those of the batch
+}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("share", [True, False])
+def test_images_that_stay_are_vulnerable_where_the_passes_draw_apart(noise, share):
     inputs = keras.Input((4, 4, 1))
-    x = tr.layers.BetaBernoulliMask(seed=3)(keras.layers.Flatten()(inputs))
+    x = NOISE[noise]()(keras.layers.Flatten()(inputs))
     x = keras.layers.Activation("relu", name="after")(x)
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
-    for share in (True, False):
-        game = anp(model, NOTHING, regularizers=suppression(1.0), share_noise=share)
-        values = played(game, epochs=1)[2]["regularization"]
-        assert (values == 0.0) == share
+    game = tr.training.AdversarialTraining(
+        model, NO_STEP, mix=(1, 2), regularizers=suppression(1.0), share_noise=share
+    )
+    value = played(game, epochs=1)[2]["regularization"]
+    if share or noise == "normalization":
+        assert value == 0.0
+    else:
+        assert value > 0.01
 
 
 @every_mask

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests.bank_pruning import adversarial, compiled, data, dense
-from tests.bank_resume import Kill
+from tests.bank_resume import Kill, until_killed
 from tfrobust.pruning import Linear, MagnitudePruning, polynomial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -43,11 +43,8 @@ def train(folder=None, kill=None, name="steps", seed=0, make=compiled, save_freq
         callbacks.append(tr.training.Resume(folder, *known, save_freq=save_freq))
     if kill is not None:
         callbacks.append(Kill(kill))
-    try:
-        history = model.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
-    except KeyboardInterrupt:
-        history = None
-    return model, prune, history
+    options = {"epochs": EPOCHS, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+    return model, prune, until_killed(model.fit, batches, **options)
 
 
 def state(model, prune):

@@ -28,6 +28,7 @@ from tests.bank_resume import (
     plain,
     state,
     train,
+    until_killed,
 )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -80,10 +81,8 @@ def test_an_interrupt_while_skipping_and_the_same_game_again(unbroken, tmp_path)
         resume = tr.training.Resume(tmp_path, batches, [early, slower], save_freq=4)
         options = {"epochs": EPOCHS, "shuffle": False, "verbose": 0}
         options["callbacks"] = [early, slower, resume, *kill]
-        try:
-            net.fit(batches, validation_data=digits()[1], **options)
-        except KeyboardInterrupt:
-            assert net.train_function.trains
+        if until_killed(net.fit, batches, validation_data=digits()[1], **options) is None:
+            assert kill and net.train_function.trains
     assert_same(net, unbroken[plain][0])
 
 
@@ -116,10 +115,8 @@ def test_plain_backup_and_restore_is_not_exact(unbroken, tmp_path):
     for seed, kill in ((0, [Kill(8)]), (1, [])):
         resumed = anp_vs(seed)
         backup = keras.callbacks.BackupAndRestore(tmp_path / "run")
-        try:
-            resumed.fit(batches, epochs=EPOCHS, verbose=0, callbacks=[backup, *kill])
-        except KeyboardInterrupt:
-            pass
+        options = {"epochs": EPOCHS, "verbose": 0, "callbacks": [backup, *kill]}
+        until_killed(resumed.fit, batches, **options)
     pairs = zip(whole.get_weights(), resumed.get_weights(), strict=True)
     assert max(np.abs(a - b).max() for a, b in pairs) > 1e-3
 
@@ -143,10 +140,7 @@ def test_bfloat16_and_held_variables_survive(tmp_path):
     for value, kill in ((5.0, 1), (7.0, None)):
         game = make(value)
         callbacks = [tr.training.Resume(tmp_path, save_freq=1), *([Kill(kill)] if kill else [])]
-        try:
-            game.fit(digits()[0], verbose=0, callbacks=callbacks)
-        except KeyboardInterrupt:
-            pass
+        until_killed(game.fit, digits()[0], verbose=0, callbacks=callbacks)
     np.testing.assert_array_equal(np.asarray(game.attack.memory[0].numpy(), "float32"), [5.0, 2.0])
 
 
@@ -166,10 +160,8 @@ def test_own_callback_says_what_to_keep(tmp_path):
         dual, batches = Dual(), digits()[0]
         resume = tr.training.Resume(tmp_path, batches, [dual])
         callbacks = [dual, resume, *([Kill(kill)] if kill else [])]
-        try:
-            plain(0).fit(batches, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
-        except KeyboardInterrupt:
-            pass
+        options = {"epochs": EPOCHS, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+        until_killed(plain(0).fit, batches, **options)
     assert dual.value == 27.0
     np.testing.assert_array_equal(dual.trace, [[0, 0], [0, 0], [1, 1], [2, 2]])
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests.bank_pruning import LOGITS, data, dense
-from tests.bank_resume import Kill
+from tests.bank_resume import resumed_equals_unbroken, until_killed
 from tfrobust.pruning import LearnedScores, Surgery, shadows
 
 SGD = keras.optimizers.SGD
@@ -256,16 +256,10 @@ def test_resumed_equals_unbroken(tmp_path, name):
     def train(seed, *callbacks):
         game = play(dense(seed=seed), MAKE[name](), ATTACK, keras.optimizers.Adam(0.05))
         batches = tr.data.Batches(*data(), 8, seed=3)
-        try:
-            game.fit(batches, epochs=2, verbose=0, callbacks=list(callbacks))
-        except KeyboardInterrupt:
-            pass
+        until_killed(game.fit, batches, epochs=2, verbose=0, callbacks=list(callbacks))
         return [v.numpy() for v in (*game.variables, *game.optimizer.variables)]
 
-    whole = train(0)
-    train(0, tr.training.Resume(tmp_path, save_freq=1), Kill(3))
-    for a, b in zip(whole, train(9, tr.training.Resume(tmp_path, save_freq=1)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    resumed_equals_unbroken(train, tmp_path, kill=1)
 
 
 @pytest.mark.parametrize("name", ["surgery", pytest.param("scores", marks=pytest.mark.slow)])

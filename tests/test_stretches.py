@@ -17,6 +17,7 @@ from keras import layers
 import tfrobust as tr
 from tests import bank
 from tests.bank_masks import randomize
+from tests.bank_resume import state, until_killed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLES, BATCH = 48, 16
@@ -244,18 +245,10 @@ def run(folder=None, kill=None, really=False, seed=0, epochs=6, shrink_every=2):
     keras.utils.set_random_seed(seed)
     early = keras.callbacks.EarlyStopping("units", mode="min", patience=2)
     killer = [] if kill is None else [Kill(kill, really)]
-    try:
-        return tr.training.fit_and_shrink(
-            game, batches(), epochs=epochs, shrink_every=shrink_every, directory=folder, verbose=0,
-            callbacks=[Shut(), early, *killer],
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        return None
-
-
-def state(game):
-    optimizers = [v for o in game.optimizers.values() for v in o.variables]
-    return [np.asarray(v.numpy()) for v in (*game.variables, *optimizers)]
+    return until_killed(
+        tr.training.fit_and_shrink, game, batches(), epochs=epochs, shrink_every=shrink_every,
+        directory=folder, verbose=0, callbacks=[Shut(), early, *killer],
+    )  # fmt: skip
 
 
 def flops(net):

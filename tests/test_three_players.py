@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests import bank
+from tests.bank_resume import resumed_equals_unbroken, state, until_killed
 
 GROUPS = ("labels", "discriminator", "encoder")
 
@@ -153,21 +154,10 @@ def test_round_trip_keeps_three_optimizers(tmp_path):
 
 
 def test_resume_brings_back_all_three(tmp_path):
-    class Kill(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
-
-    def fit(seed, *callbacks):
+    def train(seed, *callbacks):
         toy = game(seed, run_eagerly=True)
         batches = tr.data.Batches(*data(), batch_size=10)
-        try:
-            toy.fit(batches, epochs=3, verbose=0, callbacks=list(callbacks))
-        except KeyboardInterrupt:
-            pass
-        return [*toy.variables, *(v for o in toy.optimizers.values() for v in o.variables)]
+        until_killed(toy.fit, batches, epochs=3, verbose=0, callbacks=list(callbacks))
+        return state(toy)
 
-    whole = fit(0)
-    fit(0, tr.training.Resume(tmp_path), Kill())
-    for a, b in zip(whole, fit(1, tr.training.Resume(tmp_path)), strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+    resumed_equals_unbroken(train, tmp_path, kill=4, save_freq="epoch")

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfrobust as tr
 from tests import bank
 from tests.bank_pruning import dense
-from tests.bank_resume import Kill
+from tests.bank_resume import resumed_equals_unbroken, until_killed
 from tfrobust import losses
 
 THREAT = tr.threats.Linf(0.2)
@@ -193,16 +193,10 @@ def test_resumed_equals_unbroken(tmp_path):
         game = tr.training.TRADES(linear(seed=seed), kl_attack(steps=1), beta=2.0)
         game.compile(keras.optimizers.Adam(0.1), run_eagerly=True)
         batches = tr.data.Batches(*data(), batch_size=2, seed=1)
-        try:
-            game.fit(batches, epochs=3, verbose=0, callbacks=list(callbacks))
-        except KeyboardInterrupt:
-            pass
+        until_killed(game.fit, batches, epochs=3, verbose=0, callbacks=list(callbacks))
         return game.get_weights()
 
-    whole = train(0)
-    train(0, tr.training.Resume(tmp_path, save_freq=2), Kill(4))
-    for a, b in zip(whole, train(5, tr.training.Resume(tmp_path, save_freq=2)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    resumed_equals_unbroken(train, tmp_path, kill=4, save_freq=2)
 
 
 @pytest.mark.parametrize(

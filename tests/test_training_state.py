@@ -1,4 +1,4 @@
-"""Options of games in files, after a kill, on bad input, and averages of weights."""
+"""Games and their options in files, on bad input, and averages of weights."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfrobust as tr
 from tests.bank_pruning import dense
-from tests.test_resume import Kill
+from tests.bank_resume import Kill, state, until_killed
 from tests.test_trades import data, linear
 from tests.test_training_options import FGSM, SGD, THREAT, assert_close, step, weights
 
@@ -58,43 +58,18 @@ GAMES = {
 }
 
 
-def made(name, seed, run_eagerly=True):
+def made(name, seed, games=GAMES):
     keras.utils.set_random_seed(seed)
-    game = GAMES[name]()
+    game = games[name]()
     game.compile({g: ADAM(0.05, use_ema=True, ema_momentum=0.7) for g in game.groups},
-                 metrics=["accuracy"], run_eagerly=run_eagerly)  # fmt: skip
+                 metrics=["accuracy"], run_eagerly=True)  # fmt: skip
     return game
-
-
-def state(game):
-    optimizers = [v for o in game.optimizers.values() for v in o.variables]
-    return [np.asarray(v.numpy()) for v in (*game.variables, *optimizers)]
 
 
 def fit(game, *callbacks, epochs=3, **kwargs):
     batches = tr.data.Batches(*data(12), batch_size=5, seed=1)  # 5, 5 and 2
-    try:
-        return game.fit(batches, epochs=epochs, verbose=0, callbacks=list(callbacks), **kwargs)
-    except KeyboardInterrupt:
-        return None
-
-
-@pytest.mark.parametrize(
-    "name", [n if n == "Free AT" else pytest.param(n, marks=pytest.mark.slow) for n in GAMES]
-)
-def test_resumed_equals_unbroken(tmp_path, name):
-    """Killed in the second epoch, within it; averages of all groups replace the weights."""
-    whole = made(name, 0)
-    fit(whole, epochs=2)
-    fit(made(name, 0), tr.training.Resume(tmp_path, save_freq=2), Kill(4), epochs=2)
-    resumed = made(name, 5)
-    fit(resumed, tr.training.Resume(tmp_path, save_freq=2), epochs=2)
-    assert_close(state(resumed), state(whole))
-    for optimizer in whole.optimizers.values():
-        assert_close(
-            [v.numpy() for v in optimizer._trainable_variables],
-            [v.numpy() for v in optimizer._model_variables_moving_average],
-        )
+    options = {"epochs": epochs, "verbose": 0, "callbacks": list(callbacks), **kwargs}
+    return until_killed(game.fit, batches, **options)
 
 
 @pytest.mark.parametrize("name", GAMES)

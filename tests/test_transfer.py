@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -93,6 +94,40 @@ def test_the_config_knows_the_substitute_by_its_weights(target, substitute):
     assert attacks.Transfer(twin, CRAFT).get_config() == other
     with pytest.raises(TypeError, match="call tr.attacks.Transfer"):
         attacks.Transfer.from_config(one)
+
+
+def mirrored():
+    """(source, target, x, y): two linear nets, one the mirror image of the other, data both ways.
+
+    Whatever breaks a mirrored image on the target breaks the image itself on the source.
+    """
+    draw, nets = np.random.default_rng(0), []
+    kernel, x = draw.normal(0, 1, (2, 8, 1)), bank.images(30, (2, 8, 1), seed=3)
+    for weights in (kernel, kernel[:, ::-1]):
+        inputs = keras.Input((2, 8, 1))
+        net = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+        net.set_weights([np.stack([-weights.ravel(), weights.ravel()], 1), np.zeros(2)])
+        nets.append(net)
+    x = np.concatenate([x, x[:, :, ::-1]])
+    y = (np.sum([attacks.forward(net, x)[:, 1] for net in nets], axis=0) > 0).astype(int)
+    return *nets, x, y
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.2])
+def test_a_source_falls_to_its_own_images_no_less_than_the_target(epsilon):
+    """On linear nets no legal point is worse than x + epsilon sign(gradient), clipped; by mirror
+    symmetry the source keeps what the target keeps of its own, at most what it keeps of these."""
+    source, target, x, y = mirrored()
+    attack = attacks.FGSM(threats.Linf(epsilon))
+    with bank.eagerly():
+        own = attack.result(source, x, y).fooled
+        white = attack.result(target, x, y).fooled
+        black = attacks.Transfer(source, attack).result(target, x, y).fooled
+        before = attacks.verdicts(target, x, y)
+    assert own.sum() == white.sum()
+    np.testing.assert_array_equal(own, np.roll(white, 30))
+    assert (white >= black).all() and not before.any()
+    assert black.sum() < own.sum() and (epsilon < 0.2 or black.any())
 
 
 def test_an_evaluation_counts_it_among_the_others(target, substitute):

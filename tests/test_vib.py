@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tfrobust as tr
 from tests import bank
@@ -19,12 +21,48 @@ def built(mu, log_var):
     return mask
 
 
+_masks = []
+
+
+def at(mu, log_var):
+    """One mask for many parameters."""
+    mask = _masks[0] if _masks else _masks.append(built([mu], [log_var])) or _masks[0]
+    mask.mu.assign([mu])
+    mask.log_var.assign([log_var])
+    return mask
+
+
 def test_kl_by_hand():
     assert float(built([1.0], [-9.0]).kl()) == pytest.approx(0.5 * np.log1p(np.exp(9)), rel=1e-5)
     assert float(built([1.0], [-9.0]).kl()) == pytest.approx(4.50006, abs=1e-4)  # at the start
     got = float(built([2.0, -1.0], [0.0, 0.0]).kl())
     assert got == pytest.approx(0.5 * (np.log(5) + np.log(2)), rel=1e-6)
     assert float(built([0.0], [0.0]).kl()) == 0.0
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(mu=st.floats(-5, 5), log_var=st.floats(-9, 9), activation=st.floats(0.05, 20))
+def test_kl_is_that_of_the_channel_to_its_best_marginal(mu, log_var, activation):
+    """KL of N(f mu, f^2 sigma^2) to N(0, f^2 (mu^2 + sigma^2)), the same whatever f is."""
+    deviation = np.exp(log_var / 2)
+    loc, scales = activation * mu, activation * np.array([deviation, np.hypot(mu, deviation)])
+    tfd = tr.layers.distributions()
+    q, p = (tfd.Normal(np.float64(m), s) for m, s in zip((loc, 0.0), scales, strict=True))
+    assert float(at(mu, log_var).kl()) == pytest.approx(
+        float(tfd.kl_divergence(q, p)), rel=1e-4, abs=1e-4
+    )
+    wider, narrower = (tfd.Normal(np.float64(0), s * scales[1]) for s in (1.1, 0.9))
+    best = float(tfd.kl_divergence(q, p))  # xi is the best variance of a marginal at 0
+    assert min(float(tfd.kl_divergence(q, other)) for other in (wider, narrower)) > best
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(mu=st.floats(-1e3, 1e3, width=32), log_var=st.floats(-60, 60))
+def test_kl_is_never_negative(mu, log_var):
+    value = float(at(mu, log_var).kl())
+    assert np.isfinite(value) and value >= 0
+    assert float(at(0.0, log_var).kl()) == 0
+    assert float(at(-mu, log_var).kl()) == value
 
 
 def test_start_of_the_paper():

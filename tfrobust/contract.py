@@ -155,6 +155,27 @@ def labels(y, classes=None, name="y", count=None):
     return y.astype(np.int32)
 
 
+def stream(data, wanted, name="data"):
+    """An iterator over the batches of `data`.
+
+    Args:
+        data: `keras.utils.PyDataset`, `tf.data.Dataset`, or iterable of batches.
+        wanted: What `data` may be, for the error.
+
+    Raises:
+        TypeError: nothing to go through.
+
+    >>> list(stream([1, 2], "an iterable"))
+    [1, 2]
+    """
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):  # keras.utils.PyDataset
+        return (data[i] for i in range(len(data)))
+    try:
+        return iter(data)
+    except TypeError:
+        raise TypeError(f"`{name}` must be {wanted}. Received: {type(data).__name__}") from None
+
+
 def classes_of(model):
     """Number of classes of a classifier; a single logit counts as two."""
     return max(int(model.output_shape[-1]), 2)

@@ -39,7 +39,7 @@ def pairs(model, x, y=None, attack=None, x_adv=None, batch_size=256):
                 "`y` and `x_adv` must be None with a stream, whose batches hold them. "
                 f"Received: x of type {type(x).__name__}"
             )
-        batches = _batches(x)
+        batches = contract.stream(x, "an array of images or a stream of batches", "x")
     else:
         batches = _rows(model, x, y if attack is not None else x_adv, attack, batch_size)
     return _pairs(model, batches, attack)
@@ -58,18 +58,6 @@ def _streamed(x):
     if isinstance(x, list | tuple):
         return bool(x) and isinstance(x[0], list | tuple)
     return not hasattr(x, "__array__")
-
-
-def _batches(data):
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):  # keras.utils.PyDataset
-        return (data[i] for i in range(len(data)))
-    try:
-        return iter(data)
-    except TypeError:
-        raise TypeError(
-            "`x` must be an array of images or a stream of batches. "
-            f"Received: {type(data).__name__}"
-        ) from None
 
 
 def _rows(model, x, other, attack, batch_size):

@@ -88,15 +88,11 @@ def _batches(data):
             "`data` must be a pair of arrays or a stream of batches, such as "
             f"(data.x_test, data.y_test). Received: {type(data).__name__}"
         )
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):  # keras.utils.PyDataset
-        return (data[i] for i in range(len(data)))
-    try:
-        return iter(data)
-    except TypeError:
-        raise TypeError(
-            "`data` must be a pair (x, y) of arrays, or a tf.data.Dataset, keras.utils.PyDataset "
-            f"or iterable of batches. Received: {type(data).__name__}"
-        ) from None
+    return contract.stream(
+        data,
+        "a pair (x, y) of arrays, or a tf.data.Dataset, keras.utils.PyDataset or iterable of "
+        "batches",
+    )
 
 
 def _checked(x, y, where, image_shape, classes):
