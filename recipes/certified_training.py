@@ -17,7 +17,7 @@ import keras
 import tfrobust as tr
 from recipes import mnist, pruning_stages
 from recipes import pruning_judge as judge
-from recipes.command import settings
+from recipes.command import refuse_other, settings
 
 NETS = ("cnn_small", "cifar_large", "lenet300_100", "lenet5_caffe")
 METHODS = ("ibp", "crown-ibp", "mixtrain")
@@ -48,6 +48,8 @@ def main():
     data = pruning_stages.dataset(args)
     name = args.name or name_of(args)
     work = args.work / name
+    if not args.smoke:
+        refuse_other(args.out / name, args.command)
     pruning_stages.same_run(args, work)
     keras.utils.set_random_seed(args.seed)
     net = getattr(tr.models, args.net)(input_shape=data.x_train.shape[1:], width=args.width)
@@ -86,9 +88,9 @@ def scene_of(args):
 
 
 def weights(args, steps):
-    """MixTrain's weight of the verified loss: 0.1, times 2.5 every few epochs at the full radius.
+    """MixTrain's weight of the verified loss: 0.1, times 2.5 every few epochs from the middle on.
 
-    The release lets it grow every 5 of 60 epochs.
+    The release lets it grow every 5 of 60 epochs. The radius is full an epoch after the middle.
     """
     return tr.training.Growth(
         0.1, 2.5, every=max(1, steps * args.epochs // 12), begin=steps * args.epochs // 2

@@ -31,7 +31,9 @@ def settings(args):
 
 
 def refuse_other(folder, wanted):
-    """Ends where the card in `folder` was made by another command than the one wanted."""
+    """Ends where `folder` has a card that was made by another command than the one wanted."""
+    if not (folder / "card.json").exists():
+        return
     made = tr.report.load(folder).to_dict()["command"]
     if made != wanted:
         raise SystemExit(

@@ -48,11 +48,10 @@ def title(mode):
 
 
 def three(entry):
-    """clean / attacked / verified, in per cent of the same images."""
+    """clean / attacked / verified (by intervals alone), in per cent of the same images."""
     proof = entry["certificate"][0]
-    return " / ".join(
-        f"{100 * proof[name]['accuracy']:.1f}" for name in ("clean", "attacked", "verified")
-    )
+    values = [proof[name]["accuracy"] for name in ("clean", "attacked", "verified")]
+    return " / ".join(f"{100 * v:.1f}" for v in values) + f" ({intervals(proof):.1f})"
 
 
 def first(card):
@@ -62,9 +61,10 @@ def first(card):
 def nets(root=ROOT):
     """The table of certified training, MixTrain apart from it where it has its own."""
     lines = [
-        "| net | parameters | method | epsilon | trained to | epochs | processor s | of an epoch "
-        "| clean | under attack | verified | AutoAttack (n) |",
-        "|" + "---|" * 12,
+        "| net | parameters | method | epsilon | trained to | epochs | minutes | processor s "
+        "| of an epoch | clean | under attack | verified | by intervals alone "
+        "| first n images: clean / AutoAttack |",
+        "|" + "---|" * 14,
     ]
     for card in certified(root).values():
         entry = first(card)
@@ -72,17 +72,30 @@ def nets(root=ROOT):
         method = METHODS[told["method"]]
         if told["method"] == "mixtrain":
             method += f", k = {told['k']}, alpha = {told['alpha']:g}, {told['bound']}"
-        seconds, auto = told["seconds"][1], entry["families"].get("AutoAttack")
-        suite = f"{rate(auto)} ({auto['n']:,})" if auto else "not run"
+        wall, seconds = told["seconds"]
         wide = "" if told["width"] == 1 else f" x {told['width']:g}"
         lines.append(
             f"| {told['net']}{wide} "
             f"| {entry['footprint']['parameters']:,} | {method} | {told['epsilon']:g} "
-            f"| {told['grow'] * told['epsilon']:g} | {told['epochs']} | {seconds:.0f} "
-            f"| {seconds / told['epochs']:.1f} | {rate(proof['clean'])} "
-            f"| {rate(proof['attacked'])} | {rate(proof['verified'])} | {suite} |"
+            f"| {told['grow'] * told['epsilon']:g} | {told['epochs']} | {wall / 60:.0f} "
+            f"| {seconds:.0f} | {seconds / told['epochs']:.1f} | {rate(proof['clean'])} "
+            f"| {rate(proof['attacked'])} | {rate(proof['verified'])} | {intervals(proof):.1f} "
+            f"| {suite(entry)} |"
         )
     return lines
+
+
+def intervals(proof):
+    """Per cent of the images that intervals alone verify."""
+    return 100 * next(s["verified"] for s in proof["stages"] if s["name"] == "ibp") / proof["n"]
+
+
+def suite(entry):
+    """Clean and under AutoAttack, of the same images."""
+    for scores in entry["scores"]:
+        if auto := scores["families"].get("AutoAttack"):
+            return f"{auto['n']:,}: {rate(scores['clean'])} / {rate(auto)}"
+    return "not run"
 
 
 def short(root=ROOT):
@@ -128,26 +141,58 @@ def grid(start, kind, root=ROOT):
     return lines
 
 
+def kept(start, kind, root=ROOT):
+    """What each fine-tuning keeps of the start's certificates, and how far it is behind Verif."""
+    shares = {}
+    for mode, (_, card) in pruned(start, kind, root).items():
+        proofs = {name: entry["certificate"][0] for name, entry in card["models"].items()}
+        full = proofs.pop(START)["verified"]["count"]
+        shares[mode] = {name: 100 * p["verified"]["count"] / full for name, p in proofs.items()}
+    lines = ["Of the start's verified images each fine-tuning keeps, in per cent:", ""]
+    for mode, own in shares.items():
+        told = ", ".join(f"{share:.1f} at {name}" for name, share in own.items())
+        if mode in ("nat", "adv") and "verif" in shares:
+            behind = [shares["verif"][name] - share for name, share in own.items()]
+            least, most = f"{min(behind):.1f}", f"{max(behind):.1f}"
+            told += f"; {least if least == most else f'{least} to {most}'} behind Verif"
+        lines.append(f"- {title(mode)}: {told}")
+    return lines
+
+
+def caption(start, root=ROOT):
+    """What the curves show, which are not the nets of the tables."""
+    folders = [f for kind in KINDS for f, _ in pruned(start, kind, root).values()]
+    files = [f / "curve.json" for f in folders if (f / "curve.json").exists()]
+    both = all("by_ibp" in json.loads(file.read_text())[0] for file in files)
+    by = "intervals, then CROWN-IBP" if both else "intervals alone"
+    return [
+        f"The curves: the first 500 test images, verified by {by}, under PGD-20 from one start,",
+        "on the ladder, before the last fine-tuning.",
+    ]
+
+
 def unlearned(start, root=ROOT):
     """Lines on natural training without pruning, and on the conflict of gradients."""
     path = root / "saved_models" / f"{start}_pruned_weights_nat" / "unlearning.json"
     if not path.exists():
         return []
     told = json.loads(path.read_text())
-    conflict = told["conflict"]
+    conflict, both = told["conflict"], "by_ibp" in told["rows"][0]
+    by = "intervals, then CROWN-IBP," if both else "intervals alone"
+    loss = "its training" if both else "intervals at epsilon"
     cells = [f"{100 * row['verified']:.1f}" for row in told["rows"]]
     return [
         f"Natural training without pruning (Figure 3 of the paper), first {told['images']:,} test",
-        "images, verified by intervals after each epoch:",
+        f"images, verified by {by} after each epoch:",
         "",
         "| epoch | " + " | ".join(str(row["epoch"]) for row in told["rows"]) + " |",
         "|---" * (len(cells) + 1) + "|",
         "| verified | " + " | ".join(cells) + " |",
         "| clean | " + " | ".join(f"{100 * row['clean']:.1f}" for row in told["rows"]) + " |",
         "",
-        "At the start the gradients of the clean and of the verified loss have opposite signs in",
-        f"{100 * conflict['share']:.1f} % of the weights, cosine {conflict['cosine']:.3f} (Figure",
-        "4; the paper: 52 % on average; random signs give 50 %).",
+        f"At the start the gradients of the clean loss and of the verified loss of {loss} have",
+        f"opposite signs in {100 * conflict['share']:.1f} % of the weights, cosine",
+        f"{conflict['cosine']:.3f} (Figure 4; the paper: 52 % on average; random signs give 50 %).",
     ]
 
 
@@ -176,15 +221,18 @@ def page(root=ROOT):
             "",
             f"## Pruned: {told['net']}, epsilon {told['epsilon']:g}, {METHODS[told['method']]}",
             "",
-            "Cells: clean / under attack / verified. None: no fine-tuning; Nat: cross-entropy on",
-            "clean images; Adv: PGD adversarial training; Verif: the training of the start, at its",
-            f"full radius. The start: {three(first(card))}.",
+            "Cells: clean / under attack / verified (by intervals alone). None: no fine-tuning; Nat:",
+            "cross-entropy on clean images; Adv: PGD adversarial training; Verif: the training of the",
+            f"start, at its full radius. The start: {three(first(card))}.",
             "",
             f"![verified accuracy along the ladder](verified_{start}.svg)",
+            "",
+            *caption(start, root),
         ]
         for kind, name in KINDS.items():
             if table := grid(start, kind, root):
                 lines += ["", f"### {name[0].upper()}{name[1:]}", "", *table]
+                lines += ["", *kept(start, kind, root)]
         if table := unlearned(start, root):
             lines += ["", "### How fast certificates are unlearned", "", *table]
     return "\n".join([*lines, ""])

@@ -15,12 +15,14 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 
 import keras
 
 import tfrobust as tr
 from recipes import certified_training, mnist, pruning_stages, robust_pruning
 from recipes import pruning_judge as judge
+from recipes.command import refuse_other
 
 MODES = ("none", "nat", "adv", "verif")
 UNLEARNING = 5  # epochs of natural training in Figure 3
@@ -50,9 +52,20 @@ def main():
     scene = scene_of(args)
     for mode in args.finetune:
         own = argparse.Namespace(**{**vars(args), "finetune": mode})
+        own.command = command(args.command, mode)
         if mode == "nat" and args.structured == "weights" and args.k is None:
             unlearning(scene, data, own)
         run(scene, data, own, *start)
+
+
+def command(words, mode):
+    """The command with this one kind of fine-tuning.
+
+    >>> command("python -m recipes.verifiable_pruning --finetune nat adv --start s", "adv")
+    'python -m recipes.verifiable_pruning --start s --finetune adv'
+    """
+    kept = re.sub(rf" --finetune((=| )({'|'.join(MODES)}))+", "", words)
+    return f"{kept} --finetune {mode}"
 
 
 def default_ratios(structured):
@@ -91,6 +104,8 @@ def run(scene, data, args, before, seconds, epochs):
     """Prunes with one kind of fine-tuning, and judges what is left at the ratios."""
     name = name_of(args)
     work = args.work / name
+    if not args.smoke:
+        refuse_other(args.out / name, args.command)
     pruning_stages.same_run(args, work)
     nets = robust_pruning.pruned(scene, data, args, work, before, seconds, epochs)
     if args.train_only:
@@ -119,7 +134,7 @@ def unlearning(scene, data, args):
     look = pruning_stages.looker(scene, data, count)
     rows = [{"epoch": 0, **look(net)}]
     conflict = tr.diagnostics.gradient_conflict(
-        net, "ce", worst_loss(scene.threat), data.x_train, data.y_train
+        net, "ce", worst_loss(scene.verify(net, args.seed)), data.x_train, data.y_train
     )
     print(conflict, flush=True)
     rate = keras.optimizers.schedules.CosineDecay(args.rate, pruning_stages.steps(data, UNLEARNING))
@@ -138,12 +153,12 @@ def unlearning(scene, data, args):
     tr.files.replace(path, lambda p: pathlib.Path(p).write_text(text))
 
 
-def worst_loss(threat):
-    """`(model, x, y) -> (batch,)`, the cross-entropy that intervals bound in the ball."""
+def worst_loss(game):
+    """`(model, x, y) -> (batch,)`, the cross-entropy that a certified game of it bounds."""
 
     def loss(model, x, y):
-        margins = tr.bounds.Program(model).margins(tr.bounds.Region.around(threat, x), y)
-        return tr.losses.cross_entropy(-margins, y)
+        del model  # the game's
+        return tr.losses.cross_entropy(-game.bounded(x, y)[0], y)
 
     return loss
 

@@ -53,7 +53,7 @@ def test_worst_loss_is_that_of_the_training():
     threat = tr.threats.Linf(0.05)
     game = tr.training.CertifiedTraining(net, threat)
     margins, _ = game.bounded(keras.ops.convert_to_tensor(x), y)
-    found = verifiable_pruning.worst_loss(threat)(net, x, y)
+    found = verifiable_pruning.worst_loss(game)(net, x, y)
     np.testing.assert_allclose(found, tr.losses.cross_entropy(-margins, y), rtol=1e-5)
 
 
