@@ -120,8 +120,15 @@ def run(scene, data, args, before, seconds, epochs):
         entry = certified_training.judged(
             net, text, scene, data, args, starts if first else work, took, attack
         )
+        if ships(args, label):
+            judge.add_files(entry, net, f"{100 * label:g}", data, args, args.out / name)
         entries[label if first else f"{label:.0%}"] = entry
     judge.ship(name, entries, scene, args, work)
+
+
+def ships(args, ratio):
+    """Whether a net is put beside its card: one of each kind of pruning, kept by Verif."""
+    return args.finetune == "verif" and ratio == {"weights": 0.9, "filters": 0.75}[args.structured]
 
 
 def unlearning(scene, data, args):
