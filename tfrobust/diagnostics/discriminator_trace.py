@@ -36,16 +36,19 @@ class DiscriminatorTrace(keras.callbacks.Callback):
     def __init__(self, every=100):
         super().__init__()
         self.every = contract.whole("every", every, 1)
-        self.rows, self._sums, self._seen = [], {}, 0
+        self._begin()
+
+    def _begin(self):
+        self.rows, self._sums, self._seen, self._before = [], {}, 0, {}
 
     @property
     def state(self):
         """The rows as text, for `tr.training.Resume`."""
-        return json.dumps([self.rows, self._sums, self._seen])
+        return json.dumps([self.rows, self._sums, self._seen, self._before])
 
     @state.setter
     def state(self, text):
-        self.rows, self._sums, self._seen = json.loads(text)
+        self.rows, self._sums, self._seen, self._before = json.loads(text)
 
     def column(self, name):
         """float64 `(rows,)` of one figure, or of "step"."""
@@ -62,7 +65,7 @@ class DiscriminatorTrace(keras.callbacks.Callback):
                 "`callbacks` may hold DiscriminatorTrace in `fit` of tr.training.AFD only. "
                 f"Received: {type(self.model).__name__}"
             )
-        self.rows, self._sums, self._seen = [], {}, 0
+        self._begin()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._before = {}

@@ -151,12 +151,12 @@ class CollapseWatch(keras.callbacks.Callback):
 
     def _begin(self):
         self.found, self.rows, self.steps, self.best = [], [], 0, -math.inf
-        self._accuracy, self._sums, self._seen = 0.0, {}, 0
+        self._accuracy, self._sums, self._seen, self._before = 0.0, {}, 0, {}
 
     @property
     def state(self):
         """All but the weights as text, for `tr.training.Resume`."""
-        names = ("found", "rows", "steps", "best", "_accuracy", "_sums", "_seen")
+        names = ("found", "rows", "steps", "best", "_accuracy", "_sums", "_seen", "_before")
         return json.dumps({name: getattr(self, name) for name in names})
 
     @state.setter
@@ -175,14 +175,14 @@ class CollapseWatch(keras.callbacks.Callback):
         self.best_weights = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._before = dict.fromkeys(WATCHED, (0.0, 0.0))
+        self._before = {}
 
     def on_train_batch_end(self, batch, logs=None):
         for name in WATCHED:
             tracker = self.model.trackers[name]
             now = (float(tracker.total), float(tracker.count))
             total, count = self._sums.get(name, (0.0, 0.0))
-            before = self._before[name]
+            before = self._before.get(name, (0.0, 0.0))
             self._sums[name] = (total + now[0] - before[0], count + now[1] - before[1])
             self._before[name] = now
         each = self.model.steps_per_execution
