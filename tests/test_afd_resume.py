@@ -1,6 +1,7 @@
 """A feature game that was killed within an epoch, and one that is brought back from a collapse."""
 
 import keras
+import numpy as np
 import pytest
 
 import tfrobust as tr
@@ -47,7 +48,7 @@ def unbroken():
 
 @pytest.mark.parametrize("kill", [7, pytest.param(3, marks=pytest.mark.slow)])
 def test_watch_and_trace_after_a_resume_within_an_epoch(unbroken, tmp_path, kill):
-    """Killed at 7, goes on at 6: two batches of the second epoch pass by, and nobody counts them twice."""
+    """Killed at 7, goes on at 6: two batches pass by, and nobody counts them twice."""
     run(tmp_path, kill)
     values, watch, trace = run(tmp_path, seed=1)
     whole, expected, course = unbroken
@@ -95,3 +96,42 @@ def test_callbacks_have_their_hooks_back_after_an_interrupt(tmp_path):
     fit(Listen())
     assert heard == list(range(10)) and counted == [5, 6, 7, 8, 9] and count.count == 10
     assert "on_train_batch_end" not in vars(count)
+
+
+# Back from a collapse -----------------------------------------------------------------------------
+
+
+class Poison(keras.callbacks.Callback):
+    """NaN in the discriminator before one step."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.steps = at, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.steps == self.at:
+            kernel = self.model.discriminator.trainable_variables[0]
+            kernel.assign(np.full(kernel.shape, np.nan))
+        self.steps += 1
+
+
+@pytest.mark.parametrize(
+    ("at", "back"),
+    [(1, "the start"), pytest.param(5, "the end of epoch 0", marks=pytest.mark.slow)],
+)
+def test_what_is_restored_trains_on(at, back):
+    """A fault in the first epoch too, momenta as well: a second fit stays finite."""
+    game = bank.game()
+    everything = [*game.variables, *(v for o in game.optimizers.values() for v in o.variables)]
+    start, options = bank.values(everything), {"batch_size": 4, "verbose": 0}
+    watch = tr.training.CollapseWatch(10, "restore", monitor="robust_accuracy")
+    with pytest.warns(tr.training.DiscriminatorCollapse, match=f"Back at {back}. Cure"):
+        game.fit(*bank.data(16), **options, epochs=3, callbacks=[Poison(at), watch])
+    assert watch.best_epoch == (None if at < 4 else 0) and watch.steps == at + 1
+    now = bank.values(everything)
+    assert all(np.isfinite(value).all() for value in now)
+    assert int(game.optimizers["weights"].iterations) == (0 if at < 4 else 4)
+    kept = [v.path for v, a, b in zip(everything, now, start, strict=True) if np.array_equal(a, b)]
+    assert (len(kept) == len(everything)) == (at < 4)
+    logs = game.fit(*bank.data(8), **options).history
+    assert all(np.isfinite(values).all() for values in logs.values())

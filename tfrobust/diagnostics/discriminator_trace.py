@@ -54,6 +54,19 @@ class DiscriminatorTrace(keras.callbacks.Callback):
         """float64 `(rows,)` of one figure, or of "step"."""
         return np.array([row[name] for row in self.rows], np.float64)
 
+    def distance(self):
+        """float64 `(rows,)` in [0, 2], an estimate of the H-delta-H distance of both features.
+
+        2 |TPR + TNR - 1| of the discriminator, on training batches: 0 where it guesses, 2 where it
+        tells all apart. A weak discriminator makes it too small.
+
+        >>> trace = DiscriminatorTrace()
+        >>> trace.rows = [{"discriminator_accuracy": a} for a in (1.0, 0.75, 0.5, 0.25)]
+        >>> trace.distance().tolist()
+        [2.0, 1.0, 0.0, 1.0]
+        """
+        return 2 * np.abs(2 * self.column("discriminator_accuracy") - 1)
+
     def to_dict(self):
         """{"names": figures, "values": a list for each row}; None where nothing was counted."""
         names = list(self.rows[0]) if self.rows else []
