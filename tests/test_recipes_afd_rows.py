@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 import tfrobust as tr
-from recipes import afd_stages, afd_table2_auc, results_afd
+from recipes import afd_stages, afd_table2_auc, results_afd_features
 
 
 def flags(tmp_path, **changes):
@@ -116,9 +116,12 @@ def test_measurements_of_another_net_are_left_out(tmp_path):
     curve = {"auc": 0.5, "n": 8}
     told = {"FGSM": {**curve, "net": "new"}, "MIM": {**curve, "net": "old"}}
     afd_table2_auc.keep(folder / "curves.json", told)
-    assert "| not run | not run | not run | 0.500 | not run |" in results_afd.areas(tmp_path)[-2]
+    assert (
+        "| not run | not run | not run | 0.500 | not run |"
+        in results_afd_features.areas(tmp_path)[-2]
+    )
     size, shift = {"units": 3, "features": 4, "dimensions": 2}, {"median": 0.1, "deviation": 0.2}
-    values = {"n": 8, "dimensions": size, "sensitivity": {"0.3": shift}}
-    for net, rows in (("old", 0), ("new", 1)):
+    values = {"n": 8, "layer": "pool", "dimensions": size, "sensitivity": {"0.3": shift}}
+    for net, rows in (("old", 0), ("new", 4)):  # two of them the head, one the paper's
         afd_table2_auc.keep(folder / "features.json", {**values, "net": net})
-        assert len(results_afd.representations(tmp_path)) == 2 + rows
+        assert len(results_afd_features.representations(tmp_path)) == rows
