@@ -29,30 +29,35 @@ HELD_OUT = 5000  # training images of a pilot that only judge
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How a row of the tables is trained; `paper` is clean, PGD, FGSM, PGD BB, FGSM BB in %."""
+    """How a row of the tables is trained, and what was published.
+
+    `paper` is clean, PGD, FGSM, PGD BB, FGSM BB and AutoAttack (100 images) in %, as printed.
+    """
 
     title: str
     kind: str
     options: dict = dataclasses.field(default_factory=dict)
-    paper: tuple = (None,) * 5
+    paper: tuple = ()
+    source: str = "paper"
 
 
+PD1, FC3, PD4 = {"n_hidden": 0}, {"projection": False}, {"n_hidden": 3}
 METHODS = {
-    "nt": Method("NT", "nt", paper=(98.80, 0.0, 2.90, 11.25, 20.48)),
-    "at": Method("AT", "at", paper=(99.13, 95.16, 97.33, 98.41, 98.17)),
-    "trades": Method("TRADES", "trades", paper=(98.84, 80.69, 91.75, 97.11, 86.40)),
-    "match": Method("L2 matching", "match", paper=(None, 80.0, None, None, None)),
-    "afd": Method("AFD", "afd", paper=(99.15, 96.13, 97.70, 98.31, 97.92)),
-    "afd_wgan": Method(
-        "AFD, Wasserstein",
-        "afd",
-        {"divergence": "wasserstein"},
-        paper=(99.14, 97.68, None, None, None),  # of the NeurIPS text, trained on APGD
-    ),
-    "afd_fc1_pd": Method("AFD, FC1-PD", "afd", {"discriminator": {"n_hidden": 0}}),
-    "afd_fc3": Method("AFD, FC3", "afd", {"discriminator": {"projection": False}}),
-    "afd_fc4_pd": Method("AFD, FC4-PD", "afd", {"discriminator": {"n_hidden": 3}}),
-}
+    "nt": Method("NT", "nt", paper=(
+        "98.80 +- 0.11", "0.0", "2.90 +- 0.07", "11.25 +- 3.60", "20.48 +- 2.91", "0")),
+    "at": Method("AT", "at", paper=(
+        "99.13 +- 0.11", "95.16 +- 0.12", "97.33 +- 0.18", "98.41 +- 0.09", "98.17 +- 0.18", "88")),
+    "trades": Method("TRADES", "trades", paper=(
+        "98.84 +- 0.18", "80.69 +- 9.44", "91.75 +- 2.70", "97.11 +- 0.63", "86.40 +- 8.22", "2")),
+    "match": Method("L2 matching", "match", paper=("-", "about 80", "-", "-", "-", "-")),
+    "afd": Method("AFD", "afd", paper=(
+        "99.15 +- 0.12", "96.13 +- 0.35", "97.70 +- 0.34", "98.31 +- 0.18", "97.92 +- 0.31", "92")),
+    "afd_wgan": Method("AFD, Wasserstein", "afd", {"divergence": "wasserstein"},
+                       ("99.14", "97.68", "-", "-", "-", "-"), "NeurIPS text, trained on APGD"),
+    "afd_fc1_pd": Method("AFD, FC1-PD", "afd", {"discriminator": PD1}),
+    "afd_fc3": Method("AFD, FC3", "afd", {"discriminator": FC3}),
+    "afd_fc4_pd": Method("AFD, FC4-PD", "afd", {"discriminator": PD4}),
+}  # fmt: skip
 DEFAULTS = {
     "epochs": 10, "steps": 7, "rate": 0.1, "rate_discriminator": 0.1, "rate_encoder": 0.5,
     "weight": 1.0, "match": 1.0, "n": 1000,

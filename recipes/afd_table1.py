@@ -16,7 +16,8 @@ def main():
     args = afd_stages.arguments(__doc__, ("nt", "at", "trades", "afd"))
     afd_stages.run(args)
     if not (args.train_only or args.pilot):
-        print(*results_afd.table1(args.out.parent, args.net), sep="\n")
+        root = args.out.parent
+        print(*results_afd.table1(root, args.net), *results_afd.verdict(root, args.net), sep="\n")
 
 
 if __name__ == "__main__":

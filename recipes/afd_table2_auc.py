@@ -20,7 +20,8 @@ import pathlib
 import numpy as np
 
 import tfrobust as tr
-from recipes import results_afd
+from recipes import afd_cards, results_afd_features
+from recipes.command import command_line
 
 RADII = (0, 0.1, 0.3, 0.35, 0.4, 0.45, 0.5)
 SHARE = 0.025  # of epsilon, the step of PGD in L2 and L1
@@ -63,8 +64,8 @@ def arguments():
         args.n, args.models = 8, [_untrained(args.work / "smoke" / "saved_models")]
     found = [
         folder
-        for method in results_afd.TABLE1
-        for folder, _, _ in results_afd.cards(method, pathlib.Path()).values()
+        for method in afd_cards.TABLE1
+        for folder, _, _ in afd_cards.cards(method, pathlib.Path()).values()
     ]
     args.models = [pathlib.Path(path) for path in args.models or found]
     wrong = [str(path) for path in args.models if not (path / "model.keras").exists()]
@@ -120,16 +121,19 @@ def curves(net, folder, data, args):
         rule = "smallest change > epsilon" if smallest else "attacked at each radius"
         told[name] = {**scores.curve.to_dict(), **mark, "rule": rule}
         areas = {key: tr.evaluate.Curve.from_dict(told[key]) for key in told}
-        onto_card(folder, areas=areas)
+        onto_card(folder, args, areas=areas)
         keep(path, told)
         print(f"{folder.name} {name}: area {scores.curve.auc:.4f}", flush=True)
 
 
-def onto_card(folder, **found):
-    """Results in their places on the one model of a card."""
+def onto_card(folder, args, **found):
+    """Results in their places on the one model of a card, and the command that gives them."""
     card = tr.report.load(folder)
     (model,) = card.to_dict()["models"]
-    tr.report.amended(card, model, entry=tr.report.Entry(**found)).save(folder)
+    words = ["--n", str(args.n), "--models", f"saved_models/{folder.name}"]
+    command = command_line(words + ["--smoke"] * args.smoke, "afd_table2_auc")
+    entry = tr.report.Entry(**found)
+    tr.report.amended(card, model, command=command, entry=entry).save(folder)
 
 
 def features(net, folder, data, args):
@@ -165,6 +169,7 @@ def features(net, folder, data, args):
     }
     onto_card(
         folder,
+        args,
         sensitivity=shifts,
         dimensions=size,
         class_gradients=slopes,
@@ -197,7 +202,11 @@ def main():
         curves(net, folder, test, args)
         features(net, folder, test, args)
     root, net = args.models[0].parent.parent, "lenet5" if args.smoke else "resnet18"
-    print(*results_afd.areas(root, net), *results_afd.representations(root, net), sep="\n")
+    print(
+        *results_afd_features.areas(root, net),
+        *results_afd_features.representations(root, net),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -1,186 +1,133 @@
 """docs/results/afd.md, made from the cards of `recipes.afd_table1` and what lies beside them."""
 
-import json
-
 import numpy as np
 
 import tfrobust as tr
+from recipes import cells
+from recipes import results_afd_features as features
+from recipes.afd_cards import TABLE1, attacks_of, average, cards, means, percent, titled
 from recipes.afd_stages import METHODS, NETS
-from recipes.cells import ROOT, rate
+from recipes.cells import ROOT
+from recipes.results_anp_vs import spread
 
-GAP = 0.05  # PGD minus AutoAttack beyond which gradients are suspected of being masked
-TABLE1 = ("nt", "at", "trades", "match", "afd", "afd_wgan")
+GAP = 5.0  # points of PGD minus AutoAttack beyond which gradients are suspected of being masked
+BAR = 2.0  # points under PGD that AFD may stay behind AT
 TABLE_A6 = {"afd_fc1_pd": 85.96, "afd_fc3": 90.73, "afd": 97.03, "afd_fc4_pd": None}
-AREAS = ("PGD Linf", "PGD L2", "PGD L1", "FGSM", "MIM", "DDN", "DeepFool", "C&W")
-PAPER_AREAS = {
-    "nt": (0.16, 0.12, 0.14, 0.29, 0.16, 0.18, 0.23, 0.75),
-    "at": (0.67, 0.50, 0.44, 0.76, 0.84, 0.72, 0.74, 0.96),
-    "trades": (0.62, 0.47, 0.41, 0.72, 0.80, 0.77, 0.73, 0.96),
-    "afd": (0.83, 0.84, 0.70, 0.84, 0.84, 0.85, 0.83, 0.96),
-}
-PAPER_DIMENSIONS = {"nt": (64, 24), "at": (64, 43), "trades": (64, 40), "afd": (18, 6)}
+COLUMNS = ("clean", "PGD-40 x 5", "FGSM", "PGD BB", "FGSM BB", "AutoAttack")
+plots = features.plots
 
 
-def cards(method, root=ROOT, net="resnet18"):
-    """{seed: (folder, entry, card)} of a method, seeds ascending."""
-    found, start = {}, f"{NETS[net]}_{method}"
-    for path in (root / "saved_models").glob(f"{start}*/card.json"):
-        rest = path.parent.name.removeprefix(start)
-        if rest == "" or (rest.startswith("_s") and rest[2:].isdigit()):
-            card = tr.report.load(path).to_dict()
-            found[int(rest[2:] or 0)] = path.parent, next(iter(card["models"].values())), card
-    return dict(sorted(found.items()))
+def figures_of(entry):
+    """[per cent of `COLUMNS`, PGD - AutoAttack in points]."""
+    values = [percent(rate) for rate in attacks_of(entry).values()]
+    pgd, suite = (values[COLUMNS.index(name)] for name in ("PGD-40 x 5", "AutoAttack"))
+    return [*values, None if pgd is None or suite is None else pgd - suite]
 
 
-def attacks_of(entry):
-    """{column: rate} of a card, None where an attack was not run."""
-    named = {a["name"]: a["rate"] for scores in entry["scores"] for a in scores["attacks"]}
-
-    def first(*words):
-        return next((r for name, r in named.items() if all(w in name for w in words)), None)
-
-    families = entry["families"]
-    return {
-        "clean": entry["clean"],
-        "PGD-40 x 5": families.get("PGD"),
-        "FGSM": families.get("FGSM"),
-        "PGD BB": first("transfer", "PGD"),
-        "FGSM BB": first("transfer", "FGSM"),
-        "AutoAttack": families.get("AutoAttack"),
-    }
+def row(entry):
+    """Texts of a row of Table 1: rates with intervals and n, the gap with its flag."""
+    told = [interval(rate) for rate in attacks_of(entry).values()]
+    return [*told, flagged(figures_of(entry)[-1])]
 
 
-def line(title, entry):
-    """A row of Table 1 with the gap between PGD and AutoAttack in points."""
-    rates = attacks_of(entry)
-    cells = [interval(value) for value in rates.values()]
-    pgd, suite = rates["PGD-40 x 5"], rates["AutoAttack"]
-    gap = "not run"
-    if pgd and suite:
-        value = pgd["count"] / pgd["n"] - suite["count"] / suite["n"]
-        gap = f"{100 * value:.1f}" + (" **masked?**" if value > GAP else "")
-    return f"| {title} | " + " | ".join([*cells, gap]) + " |"
+def interval(rate):
+    return "not run" if rate is None else cells.interval(rate)
 
 
-def interval(value):
-    """Per cent with its 95 % interval."""
-    if value is None:
-        return "not run"
-    low, high = tr.evaluate.wilson(value["count"], value["n"])
-    return f"{rate(value)} ({100 * low:.1f} to {100 * high:.1f})"
+def flagged(gap):
+    """PGD minus AutoAttack in points.
+
+    >>> flagged(5.01), flagged(4.0), flagged(None)
+    ('5.0 **masked?**', '4.0', 'not run')
+    """
+    return "not run" if gap is None else f"{gap:.1f}" + " **masked?**" * (gap > GAP)
 
 
 def table1(root=ROOT, net="resnet18"):
-    """Ours, one row a seed, and the paper's, of ResNet-18."""
-    lines = [
-        "| | clean | PGD-40 x 5 | FGSM | PGD BB | FGSM BB | AutoAttack | PGD - AutoAttack |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Ours, one row a seed and their mean, and the paper's, of ResNet-18; [] without cards."""
+    lines = []
     for method in TABLE1:
-        for seed, (_, entry, _) in cards(method, root, net).items():
-            lines.append(line(f"{METHODS[method].title}, seed {seed}", entry))
-        if any(METHODS[method].paper) and net == "resnet18":
-            paper = ["-" if v is None else f"{v:.2f}" for v in METHODS[method].paper]
-            lines.append(f"| {METHODS[method].title}, paper | " + " | ".join(paper) + " | - | - |")
+        entries = {seed: entry for seed, (_, entry, _) in cards(method, root, net).items()}
+        rows = {seed: figures_of(entry) for seed, entry in entries.items()}
+        lines += titled(method, rows, 2, {seed: row(entry) for seed, entry in entries.items()})
+        if entries and METHODS[method].paper and net == "resnet18":
+            told = " | ".join([*METHODS[method].paper, "-"])
+            lines.append(f"| {METHODS[method].title}, {METHODS[method].source} | {told} |")
+    head = ["| | " + " | ".join([*COLUMNS, "PGD - AutoAttack"]) + " |", "|---" * 8 + "|"]
+    return head + lines if lines else []
+
+
+def verdict(root=ROOT, net="resnet18"):
+    """AFD beside AT in points, means over seeds: under PGD with its bar, and under AutoAttack."""
+    at, afd = (
+        {seed: figures_of(entry) for seed, (_, entry, _) in cards(method, root, net).items()}
+        for method in ("at", "afd")
+    )
+    lines = []
+    for name in ("PGD-40 x 5", "AutoAttack"):
+        place = COLUMNS.index(name)
+        gap = features.gap(at, afd, place)
+        if gap is None:
+            continue
+        told = ""
+        if name != "AutoAttack":
+            met = "within" if gap >= -BAR else "**not** within"
+            told = f": {met} {BAR:g} points of AT, or better"
+        both = " and ".join(
+            f"{average(row[place] for row in rows.values()):.2f} (seeds: {len(rows)})"
+            for rows in (afd, at)
+        )
+        lines.append(f"- AFD - AT under {name}: {gap:+.2f} points, {both}{told}.")
+    if (gap := average(row[-1] for row in afd.values())) is not None:
+        lines.append(f"- PGD - AutoAttack of AFD, mean over seeds: {flagged(gap)}.")
     return lines
+
+
+def training(root=ROOT, net="resnet18"):
+    """How each method was trained, a line for each setting; [] without cards."""
+    lines = []
+    for method in METHODS:
+        groups = {}
+        for _, entry, _ in cards(method, root, net).values():
+            told = entry["settings"]
+            if "width" not in told:  # nobody trained it
+                continue
+            steps = told.get("steps")
+            attack = f"PGD-{steps}, steps of 0.075" if steps else "none"
+            setting = f"{told['width']:g} | {told['epochs']} | {told['parameters']:,} | {attack}"
+            groups.setdefault(setting, []).append(told["seconds"])
+        for setting, seconds in groups.items():
+            cost = " | ".join(spread(list(column), 0) for column in zip(*seconds, strict=True))
+            lines.append(f"| {METHODS[method].title} | {len(seconds)} | {setting} | {cost} |")
+    head = [
+        "| | seeds | width | epochs | parameters | attack in training | seconds | processor s |",
+        "|---" * 8 + "|",
+    ]
+    return head + lines if lines else []
 
 
 def discriminators(root=ROOT, net="resnet18"):
-    """Table A6."""
-    lines = ["| discriminator | PGD-40 x 5 | AutoAttack | paper, PGD |", "|---|---|---|---|"]
+    """Table A6; [] where only the default was trained."""
+    lines, others = [], 0
     for method, paper in TABLE_A6.items():
+        entries = {seed: entry for seed, (_, entry, _) in cards(method, root, net).items()}
+        others += bool(entries) and method != "afd"
         title = METHODS[method].title if method != "afd" else "AFD, FC3-PD"
         told = "-" if paper is None else f"{paper:.2f}"
-        for seed, (_, entry, _) in cards(method, root, net).items():
-            rates = attacks_of(entry)
-            cells = [interval(rates[name]) for name in ("PGD-40 x 5", "AutoAttack")]
-            lines.append(f"| {title}, seed {seed} | " + " | ".join(cells) + f" | {told} |")
-    return lines
-
-
-def beside(folder, entry, name):
-    """JSON beside a card: {} where it is missing, or was measured on another net than the card's.
-
-    Of curves.json those curves of the card's net.
-    """
-    path, digest = folder / name, entry.get("settings", {}).get("digest")
-    told = json.loads(path.read_text()) if path.exists() else {}
-    if name == "curves.json":
-        return {attack: curve for attack, curve in told.items() if curve.get("net") == digest}
-    return told if told.get("net") == digest else {}
-
-
-def areas(root=ROOT, net="resnet18"):
-    """Table 2: areas under accuracy over epsilon."""
-    lines = ["| | " + " | ".join(AREAS) + " |", "|---" * (len(AREAS) + 1) + "|"]
-    for method in TABLE1:
-        for seed, (folder, entry, _) in cards(method, root, net).items():
-            curves = beside(folder, entry, "curves.json")
-            if curves:
-                told = [f"{curves[a]['auc']:.3f}" if a in curves else "not run" for a in AREAS]
-                lines.append(f"| {METHODS[method].title}, seed {seed} | " + " | ".join(told) + " |")
-        if method in PAPER_AREAS:
-            told = " | ".join(f"{v:.2f}" for v in PAPER_AREAS[method])
-            lines.append(f"| {METHODS[method].title}, paper | {told} |")
-    return lines
-
-
-def representations(root=ROOT, net="resnet18"):
-    """Table A5 and the sensitivity of the representation."""
-    lines = [
-        "| | units used | principal components | paper | median shift | its deviation |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method in TABLE1:
-        for seed, (folder, entry, _) in cards(method, root, net).items():
-            told = beside(folder, entry, "features.json")
-            if not told:
-                continue
-            d, s = told["dimensions"], told["sensitivity"]["0.3"]
-            paper = "{} of 64 / {}".format(*PAPER_DIMENSIONS.get(method, ("-", "-")))
-            lines.append(
-                f"| {METHODS[method].title}, seed {seed} | {d['units']} of {d['features']} "
-                f"| {d['dimensions']} | {paper} | {s['median']:.3f} | {s['deviation']:.3f} |"
-            )
-    return lines
-
-
-def angles(root=ROOT, net="resnet18"):
-    """Table A7: mean angle in the representation to PGD's perturbation, radians."""
-    lines = ["| | DDN | DeepFool | C&W |", "|---|---|---|---|"]
-    for method in TABLE1:
-        for seed, (_, entry, _) in cards(method, root, net).items():
-            found = entry.get("angles")
-            if found:
-                told = [found[name]["mean"] for name in ("DDN", "DeepFool", "C&W")]
-                cells = " | ".join("-" if value is None else f"{value:.3f}" for value in told)
-                lines.append(f"| {METHODS[method].title}, seed {seed} | {cells} |")
-    return lines
-
-
-def plots(root=ROOT):
-    """{path below `root`: SVG text} of the sensitivity over epsilon, from cards that have it."""
-    import io
-
-    from matplotlib import rc_context
-
-    found = [
-        tr.report.load(folder)
-        for method in TABLE1
-        for folder, entry, _ in cards(method, root).values()
-        if "sensitivity" in entry
-    ]
-    if not found:
-        return {}
-    figure, out = tr.report.plot_sensitivity(found), io.StringIO()
-    with rc_context({"svg.hashsalt": "tfrobust", "svg.fonttype": "none"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    return {"docs/results/afd_sensitivity.svg": text}
+        rates = {seed: attacks_of(entry) for seed, entry in entries.items()}
+        names = ("PGD-40 x 5", "AutoAttack")
+        for seed, found in rates.items():
+            shown = " | ".join(interval(found[name]) for name in names)
+            lines.append(f"| {title}, seed {seed} | {shown} | {told} |")
+        values = {seed: [percent(found[name]) for name in names] for seed, found in rates.items()}
+        if mean := means(values, 2):
+            lines.append(f"| **{title}, {len(values)} seeds** | {' | '.join(mean)} | {told} |")
+    head = ["| discriminator | PGD-40 x 5 | AutoAttack | paper, PGD |", "|---|---|---|---|"]
+    return head + lines if others else []
 
 
 def traces(root=ROOT, net="resnet18"):
-    """How the game went: accuracy of the discriminator, and collapse."""
+    """How the game went: accuracy of the discriminator, distance of the features, and collapse."""
     lines = []
     for method in METHODS:
         for seed, (_, entry, _) in cards(method, root, net).items():
@@ -189,39 +136,75 @@ def traces(root=ROOT, net="resnet18"):
             trace, found = tr.report.entry.unpacked(entry["trace"]), entry["settings"]["collapse"]
             told = trace["values"][:, trace["names"].index("discriminator_accuracy")]
             causes = ", ".join(f"{f['cause']} at step {f['step']}" for f in found) or "no collapse"
+            shown = [
+                f"{value:.3f} ({2 * abs(2 * value - 1):.2f})"
+                for value in (told[0], np.median(told), told[-1])
+            ]
             lines.append(
-                f"- {METHODS[method].title}, seed {seed}: accuracy {told[0]:.3f} at first, "
-                f"{np.median(told):.3f} in the middle, {told[-1]:.3f} at the end; {causes}."
+                f"- {METHODS[method].title}, seed {seed}: accuracy {shown[0]} at first, "
+                f"{shown[1]} in the middle, {shown[2]} at the end; {causes}."
             )
     return lines
 
 
+def commands(root=ROOT):
+    """What made the cards, and what was measured on their nets afterwards."""
+    known = [found for n in NETS for m in METHODS for found in cards(m, root, n).values()]
+    lines = [card["command"] for _, _, card in known]
+    lines += [command for _, entry, _ in known for command in entry.get("judged_by", ())]
+    return [f"- `{line}`" for line in dict.fromkeys(lines)]
+
+
+def section(title, *parts):
+    """A heading and its parts with empty lines between, [] where there is nothing to show."""
+    parts = [part for part in parts if part]
+    lines = [line for part in parts for line in ["", *part]]
+    return ["", f"## {title}", *lines] if parts else []
+
+
+GAME = (
+    "Accuracy a of the discriminator on training batches, in brackets 2 |2 a - 1|, an estimate of "
+    "the H-delta-H distance of clean and attacked features."
+)
+
+
 def page(root=ROOT):
     """docs/results/afd.md, or None without cards."""
-    known = [c for n in NETS for m in METHODS for _, _, c in cards(m, root, n).values()]
-    if not known:
+    if not (made := commands(root)):
         return None
-    commands = [f"- `{card['command']}`" for card in known]
-    return "\n".join([
+    game, lenet = traces(root), traces(root, "lenet5")
+    picture = ["![relative shift of the representation over epsilon](afd_sensitivity.svg)"]
+    lines = [
         "# Adversarial feature desensitization, MNIST, Linf, epsilon 0.3",
         "",
-        "Made by `make results` from the cards in `saved_models/`. A narrow ResNet-18, the same",
-        "for all methods, trained for far fewer epochs and on weaker attacks than in the paper,",
-        "whose rows (100 epochs, PGD-40, full width) stand beside ours. Per cent with 95 %",
-        "intervals (Wilson). BB: crafted on a naturally trained net of another seed. A gap between",
-        "PGD and AutoAttack beyond 5 points is a symptom of masked gradients; see",
-        "[the guide](../afd.md).",
+        "Made by `make results` from the cards in `saved_models/`. All methods take the same net,",
+        "epochs and training attack, fewer and weaker than the paper's (100 epochs, PGD-40, full",
+        "width), whose rows stand beside ours. Per cent with 95 % intervals (Wilson) and n; over",
+        "seeds mean +- standard deviation. BB: crafted on a naturally trained net of another seed.",
+        "The paper's AutoAttack is of 100 images. A gap between PGD and AutoAttack beyond 5 points",
+        "is a symptom of masked gradients; see [the guide](../afd.md).",
+        *section("Table 1", table1(root), verdict(root), training(root)),
+        *section("Discriminators (Table A6)", discriminators(root)),
+        *section("Areas under accuracy over epsilon (Table 2)", features.areas(root)),
+        *section(
+            "Representations (Table A5)",
+            features.representations(root),
+            features.remarks(root),
+            picture if plots(root) else [],
+        ),
+        *section("Does AFD differ from AT as in the paper?", features.signs(root)),
+        *section(
+            "Angles to the perturbation of PGD (Table A7; the paper's values are lost), radians",
+            features.angles(root),
+        ),
+        *section("The game", game and [GAME], game),
+        *section(
+            "LeNet-5, which the paper calls unstable",
+            table1(root, "lenet5"),
+            training(root, "lenet5"),
+            lenet,
+        ),
+        *section("Commands", made),
         "",
-        "## Table 1", "", *table1(root),
-        "", "## Discriminators (Table A6)", "", *discriminators(root),
-        "", "## Areas under accuracy over epsilon (Table 2)", "", *areas(root),
-        "", "## Representations (Table A5)", "", *representations(root),
-        *(["", "![relative shift of the representation over epsilon](afd_sensitivity.svg)"]
-          if plots(root) else []),
-        "", "## Angles to the perturbation of PGD (Table A7; the paper's values are lost)", "",
-        *angles(root),
-        "", "## The game", "", *traces(root),
-        "", "## LeNet-5, which the paper calls unstable", "", *table1(root, "lenet5"),
-        "", *traces(root, "lenet5"),
-        "", "## Commands", "", *commands, "",
-    ])  # fmt: skip
+    ]
+    return "\n".join(lines)

@@ -13,6 +13,7 @@ from tests.test_afd_fit import SGD, fit
 def healthy(step):
     told = dict.fromkeys(tr.training.collapse.WATCHED, 1.0)
     told |= {"discriminator_accuracy": 0.8, "clean_accuracy": 0.9, "weights": str(step)}
+    told["same_answer"] = 0.1
     return {**told, "score_clean": 1 + 0.1 * step, "encoder_loss": 1 + 0.1 * step}
 
 
@@ -42,6 +43,22 @@ def test_diagnosis_of_each_cause(cause):
     assert cause != "won" or diagnosis(falling, 0.9) is None
     frozen = [{**row, "weights": "same"} for row in rows]
     assert diagnosis(frozen, 0.9) == "dead"
+    constant = [{**row, "same_answer": 1.0} for row in rows]  # of features that differ
+    assert diagnosis(constant, 0.9) == "encoder"
+    assert diagnosis([*constant[1:], rows[0]], 0.9) is None
+
+
+def test_a_saturated_winner_is_saturated():
+    """d = 40 and d' = -40, where nothing moves any more: its cure is another than the winner's."""
+    from tfrobust.training.collapse import ROWS, diagnosis
+
+    scores = {"score_clean": 40.0, "score_adversarial": -40.0, "discriminator_accuracy": 1.0}
+    rows = [{**healthy(n), **scores, "weights": "same"} for n in range(ROWS)]
+    assert diagnosis(rows, 0.9) == "saturated"
+    assert diagnosis(rows, 0.9, "wasserstein") == "dead"
+    moving = [{**row, "weights": str(n), "score_clean": 40.0 + n} for n, row in enumerate(rows)]
+    assert diagnosis(moving, 0.9) == "saturated"
+    assert diagnosis(moving, 0.9, "wasserstein") == "won"
 
 
 def test_watch_is_for_afd():
@@ -53,6 +70,10 @@ def test_watch_is_for_afd():
         tr.training.CollapseWatch(action="panic")
     with pytest.raises(ValueError, match="`window` must be an integer >= 10"):
         tr.training.CollapseWatch(window=3)
+    game = bank.game()
+    game.steps_per_execution = 3
+    with pytest.raises(ValueError, match="`window` must be at least 10 x steps_per_execution"):
+        game.fit(*bank.data(), verbose=0, callbacks=[tr.training.CollapseWatch(window=29)])
     with (
         pytest.raises(ValueError, match="`monitor` must be among the logs"),
         warnings.catch_warnings(),

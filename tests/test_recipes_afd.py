@@ -5,7 +5,7 @@ import json
 import pytest
 
 import tfrobust as tr
-from recipes import afd_stages, results_afd
+from recipes import afd_stages, results_afd, results_afd_features
 from tests.test_recipes import folder, run  # noqa: F401
 
 
@@ -22,18 +22,20 @@ def entry(pgd, suite):
 
 
 def test_a_row_tells_the_gap_between_pgd_and_autoattack():
-    row = results_afd.line("AFD", entry(180, 150))
-    assert row.endswith("| 15.0 **masked?** |") and "90.00 (85.1 to 93.4)" in row
-    assert "| not run | 75.00" in row  # no FGSM transfer
-    assert results_afd.line("AFD", entry(180, 172)).endswith("| 4.0 |")
-    assert results_afd.line("AFD", entry(180, None)).endswith("| not run | not run |")
+    row = results_afd.row(entry(180, 150))
+    assert row[-1] == "15.0 **masked?**" and row[1] == "90.00 (85.1 to 93.4, n = 200)"
+    assert row[4] == "not run" and row[5].startswith("75.00")  # no FGSM transfer
+    assert results_afd.row(entry(180, 172))[-1] == "4.0"
+    assert results_afd.row(entry(180, None))[-2:] == ["not run", "not run"]
 
 
 def test_every_row_of_the_paper_has_a_method():
-    assert set(results_afd.PAPER_AREAS) <= set(afd_stages.METHODS)
+    features = results_afd_features
+    assert set(features.PAPER_AREAS) <= set(afd_stages.METHODS)
     assert set(results_afd.TABLE_A6) | set(results_afd.TABLE1) == set(afd_stages.METHODS)
-    assert all(len(values) == len(results_afd.AREAS) for values in results_afd.PAPER_AREAS.values())
-    assert "| AFD, paper | 99.15 | 96.13 |" in "\n".join(results_afd.table1())
+    assert all(len(values) == len(features.AREAS) for values in features.PAPER_AREAS.values())
+    known = [method.paper for method in afd_stages.METHODS.values() if method.paper]
+    assert len(known) == 6 and all(len(row) == len(results_afd.COLUMNS) for row in known)
 
 
 @pytest.mark.slow
@@ -52,7 +54,7 @@ def test_tables_of_afd(folder, tmp_path):  # noqa: F811
     assert "has a card" in run("afd_table1", "--resume", *flags)
     assert "AFD, FC1-PD, seed 0" in run("afd_discriminators", *flags)
     page = results_afd.page(tmp_path / "smoke")
-    assert "## Table 1" in page and "LeNet-5" in page and "no collapse" in page
+    assert "## LeNet-5" in page and "no collapse" in page and "## Table 1" not in page
 
 
 @pytest.mark.slow
@@ -62,15 +64,18 @@ def test_areas(folder, tmp_path):  # noqa: F811
     assert "C&W: area" in out and "units" in out
     saved = tmp_path / "afd_table2" / "smoke" / "saved_models" / "mnist_lenet_afd"
     curves = json.loads((saved / "curves.json").read_text())
-    assert set(curves) == set(results_afd.AREAS)
+    assert set(curves) == set(results_afd_features.AREAS)
     part = tr.report.load(saved).to_dict()["models"]["AFD"]
     given = set(tr.report.representation.FIELDS) - {"trace"}
     assert given <= set(part) and set(part["areas"]) == set(curves)
     root = saved.parent.parent
-    assert len(results_afd.angles(root, "lenet5")) == 3
+    assert len(results_afd_features.angles(root, "lenet5")) == 3
     assert results_afd.plots(root) == {}  # of the ResNet alone
     saved.rename(saved.parent / "mnist_rn18_afd")
     (drawn,) = results_afd.plots(root).values()
     assert "relative shift of the representation" in drawn
+    assert part["judged_by"] == [
+        "python -m recipes.afd_table2_auc --n 8 --models saved_models/mnist_lenet_afd --smoke"
+    ]
     assert results_afd.plots(root) == {"docs/results/afd_sensitivity.svg": drawn}
     assert "afd_sensitivity.svg" in results_afd.page(root)

@@ -2,10 +2,11 @@
 
 import argparse
 
+import numpy as np
 import pytest
 
 import tfrobust as tr
-from recipes import afd_stages, afd_table2_auc, results_afd
+from recipes import afd_stages, afd_table2_auc, mnist, results_afd_features
 
 
 def flags(tmp_path, **changes):
@@ -116,9 +117,50 @@ def test_measurements_of_another_net_are_left_out(tmp_path):
     curve = {"auc": 0.5, "n": 8}
     told = {"FGSM": {**curve, "net": "new"}, "MIM": {**curve, "net": "old"}}
     afd_table2_auc.keep(folder / "curves.json", told)
-    assert "| not run | not run | not run | 0.500 | not run |" in results_afd.areas(tmp_path)[-2]
+    assert (
+        "| not run | not run | not run | 0.500 | not run |"
+        in results_afd_features.areas(tmp_path)[-2]
+    )
     size, shift = {"units": 3, "features": 4, "dimensions": 2}, {"median": 0.1, "deviation": 0.2}
-    values = {"n": 8, "dimensions": size, "sensitivity": {"0.3": shift}}
-    for net, rows in (("old", 0), ("new", 1)):
+    values = {"n": 8, "layer": "pool", "dimensions": size, "sensitivity": {"0.3": shift}}
+    for net, rows in (("old", 0), ("new", 4)):  # two of them the head, one the paper's
         afd_table2_auc.keep(folder / "features.json", {**values, "net": net})
-        assert len(results_afd.representations(tmp_path)) == 2 + rows
+        assert len(results_afd_features.representations(tmp_path)) == rows
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on(tmp_path, monkeypatch):
+    """Killed after its first epoch: weights, trace and epochs of an unbroken run; then kept."""
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 1, (256, 28, 28, 1)).astype("float32"), np.arange(256) % 10
+    data = tr.data.Dataset(x, y, x[:8], y[:8], 10)
+
+    def args(name, **changes):
+        small = {"net": "lenet5", "width": 0.125, "steps": 1, "epochs": 2}
+        return flags(tmp_path, **{**small, "work": tmp_path / name, "resume": True, **changes})
+
+    whole, told = afd_stages.trained("afd", 0, data, args("whole"))
+    end = mnist.Clock.on_epoch_end
+
+    def kill(clock, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        end(clock, epoch, logs)
+
+    monkeypatch.setattr(mnist.Clock, "on_epoch_end", kill)
+    with pytest.raises(KeyboardInterrupt):
+        afd_stages.trained("afd", 0, data, args("killed"))
+    monkeypatch.setattr(mnist.Clock, "on_epoch_end", end)
+    with pytest.raises(SystemExit, match="`--resume` goes on with the flags of"):
+        afd_stages.trained("afd", 0, data, args("killed", weight=3.0))
+    resumed, again = afd_stages.trained("afd", 0, data, args("killed", match=9.0))
+    assert again["epochs"] == told["epochs"] == 2 and again["trace"] == told["trace"]
+    for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    kept, same = afd_stages.trained("afd", 0, data, args("killed", resume=False))
+    assert same == again and tr.contract.digest(*kept.get_weights()) == tr.contract.digest(
+        *resumed.get_weights()
+    )

@@ -85,5 +85,6 @@ def test_clean_accuracy_of_the_card(folder, card, entry):
 def test_results_pages_follow_from_the_cards():
     from recipes import results
 
-    for name, text in results.pages().items():
+    plots = {k: v for page in results.PLOTTED for k, v in page.plots().items()}
+    for name, text in {**results.pages(), **plots}.items():
         assert (ROOT.parent / name).read_text() == text, name

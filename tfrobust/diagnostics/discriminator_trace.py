@@ -36,20 +36,36 @@ class DiscriminatorTrace(keras.callbacks.Callback):
     def __init__(self, every=100):
         super().__init__()
         self.every = contract.whole("every", every, 1)
-        self.rows, self._sums, self._seen = [], {}, 0
+        self._begin()
+
+    def _begin(self):
+        self.rows, self._sums, self._seen, self._before = [], {}, 0, {}
 
     @property
     def state(self):
         """The rows as text, for `tr.training.Resume`."""
-        return json.dumps([self.rows, self._sums, self._seen])
+        return json.dumps([self.rows, self._sums, self._seen, self._before])
 
     @state.setter
     def state(self, text):
-        self.rows, self._sums, self._seen = json.loads(text)
+        self.rows, self._sums, self._seen, self._before = json.loads(text)
 
     def column(self, name):
         """float64 `(rows,)` of one figure, or of "step"."""
         return np.array([row[name] for row in self.rows], np.float64)
+
+    def distance(self):
+        """float64 `(rows,)` in [0, 2], an estimate of the H-delta-H distance of both features.
+
+        2 |TPR + TNR - 1| of the discriminator, on training batches: 0 where it guesses, 2 where it
+        tells all apart. A weak discriminator makes it too small.
+
+        >>> trace = DiscriminatorTrace()
+        >>> trace.rows = [{"discriminator_accuracy": a} for a in (1.0, 0.75, 0.5, 0.25)]
+        >>> trace.distance().tolist()
+        [2.0, 1.0, 0.0, 1.0]
+        """
+        return 2 * np.abs(2 * self.column("discriminator_accuracy") - 1)
 
     def to_dict(self):
         """{"names": figures, "values": a list for each row}; None where nothing was counted."""
@@ -62,7 +78,7 @@ class DiscriminatorTrace(keras.callbacks.Callback):
                 "`callbacks` may hold DiscriminatorTrace in `fit` of tr.training.AFD only. "
                 f"Received: {type(self.model).__name__}"
             )
-        self.rows, self._sums, self._seen = [], {}, 0
+        self._begin()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._before = {}

@@ -56,6 +56,9 @@ def amended(card, model, scores=None, command=None, certificate=None, entry=None
     part = values["models"][model]
     if entry is not None:
         part.update(entry.explanations())
+    judged = part.setdefault("judged_by", [])
+    if command and command not in judged:
+        judged.append(command)
     if scores is None and certificate is None:
         return Card(finite(values))
     if scores is not None:
@@ -63,9 +66,6 @@ def amended(card, model, scores=None, command=None, certificate=None, entry=None
     if certificate is not None:
         _certified(part, certificate)
     _flagged(part, scores, certificate)
-    judged = part.setdefault("judged_by", [])
-    if command and command not in judged:
-        judged.append(command)
     old = card.to_dict()
     own = [limit for limit in old["limits"] if limit not in standing_limits(old["models"])]
     values["limits"] = [*own, *standing_limits(values["models"])]

@@ -60,7 +60,8 @@ class AFD(Game):
             lets the decoder see unit features too, as the authors' code does.
         bn_stats: "all": every training pass moves the averages of BatchNormalization;
             "clean_only": those of the first turn's loss alone.
-        gradient_penalty: Float >= 0 of (||dDa/dh|| - 1)^2 between clean and attacked features.
+        gradient_penalty: Float >= 0 of (||dDa/dh|| - 1)^2 between clean and attacked features,
+            scored with their labels (the authors' code: without).
         on_failure: None (as the attack has it), "best_loss" or "clean"; see `Attack`.
         weight_decay, discriminator_decay, encoder_decay: Floats >= 0, decay / 2 * ||w||^2 in the
             three losses (coupled: Keras's optimizers decouple theirs).
@@ -72,7 +73,9 @@ class AFD(Game):
     (weights, discriminator, encoder), and Adam 1e-2 for masks. `fit` reports both losses of the
     game, `discriminator_accuracy` (0.5: it guesses), mean scores, how far features move and vary,
     the L2 norm `encoder_gradient` of what moves the encoder, and `clean_accuracy`;
-    `CollapseWatch` judges them. The share of attacked images that fool is 1 - `robust_accuracy`.
+    `CollapseWatch` judges them. 1 - `robust_accuracy` is about the share of attacked images that
+    fool: it is taken in training mode, after the first turn. The authors' code can leave the
+    encoder's turn out at random (`dis_iters`, off by default); here `weight` may be a schedule.
 
     Raises:
         TypeError, ValueError: arguments outside of these.
@@ -289,6 +292,7 @@ class AFD(Game):
             values += self.gradient_penalty * penalty
         for name, (value, count) in domain.differences(d, d_adv, h, h_adv).items():
             self.report(name, value, count)
+        self.report("same_answer", *domain.same_answer(clean[0], y))
         right = tf.cast(losses.correct(clean[0], batch.y), tf.float32)
         self.report("clean_accuracy", tf.reduce_mean(right), batch.count)
         self.score(batch, clean[0], adversarial[0])

@@ -22,6 +22,7 @@ WATCHED = (
     "score_clean",
     "score_adversarial",
     "feature_variance",
+    "same_answer",
     "clean_accuracy",
 )
 ROWS = 9  # complete rows of a tenth of a window each, so that the tenth may hold the onset
@@ -33,7 +34,7 @@ CAUSES = {
         "global_clipnorm=1",
     ),
     "encoder": (
-        "all images have the same features",
+        "all images have the same features, or the same prediction",
         "lower the encoder's learning rate, or let `weight` rise from 0 by a schedule",
     ),
     "dead": (
@@ -65,9 +66,9 @@ class DiscriminatorCollapse(UserWarning):
         step: Steps of the watch when it was seen.
     """
 
-    def __init__(self, cause, step):
+    def __init__(self, cause, step, back=""):
         what, cure = CAUSES[cause]
-        super().__init__(f"Collapse seen at step {step}: {what} ({cause!r}). Cure: {cure}.")
+        super().__init__(f"Collapse seen at step {step}: {what} ({cause!r}). {back}Cure: {cure}.")
         self.cause, self.step = cause, step
 
 
@@ -79,6 +80,8 @@ def diagnosis(rows, best, divergence="bce"):
             `weights`, a digest of the discriminator's.
         best: Best clean accuracy of `ROWS` rows so far.
         divergence: That of the game; only "bce" saturates.
+
+    What is saturated also stands still, or wins: it is named first, for its cure is another.
     """
     if rows and not all(math.isfinite(rows[-1][name]) for name in WATCHED):
         return "not finite"
@@ -87,8 +90,12 @@ def diagnosis(rows, best, divergence="bce"):
         return None
     told = {name: np.array([row[name] for row in rows]) for name in WATCHED}
     accuracy = told["discriminator_accuracy"]
-    if (told["feature_variance"] < 1e-6).all() and (np.abs(accuracy - 0.5) <= 0.005).all():
+    guess = (np.abs(accuracy - 0.5) <= 0.005).all()
+    if (told["feature_variance"] < 1e-6).all() and guess or (told["same_answer"] >= 0.999).all():
         return "encoder"
+    scores = np.abs([told["score_clean"], told["score_adversarial"]])
+    if divergence == "bce" and (scores > 20).all():
+        return "saturated"
     still = [np.ptp(told[name]) < 1e-6 for name in ("score_clean", "score_adversarial")]
     if all(still) or len({row["weights"] for row in rows}) == 1:
         return "dead"
@@ -96,9 +103,6 @@ def diagnosis(rows, best, divergence="bce"):
     falls = loss[:half].mean() - loss[-half:].mean() > 0.05 * abs(loss[:half].mean())
     if (accuracy >= 0.99).all() and not falls:
         return "won"
-    scores = np.abs([told["score_clean"], told["score_adversarial"]])
-    if divergence == "bce" and (scores > 20).all():
-        return "saturated"
     if told["clean_accuracy"].max() < best - 0.2:
         return "accuracy"
     return None
@@ -108,27 +112,31 @@ class CollapseWatch(keras.callbacks.Callback):
     """Watches `tr.training.AFD` and warns, stops or goes back when the game has collapsed.
 
     In windows of steps it looks for: NaN ("not finite"); equal features of all images and a
-    discriminator that guesses ("encoder"); a discriminator whose answers, or weights, stand still
-    ("dead"); one that is right in 99 % of cases while the encoder's loss does not fall ("won"), or
-    whose sigmoid is flat ("saturated"); and clean accuracy 20 points below its best ("accuracy").
+    discriminator that guesses, or one prediction for all ("encoder"); a discriminator whose
+    answers, or weights, stand still ("dead"); one that is right in 99 % of cases while the
+    encoder's loss does not fall ("won"), or whose sigmoid is flat ("saturated"); and clean accuracy
+    20 points below its best ("accuracy").
     Each cause is told once, as a `DiscriminatorCollapse` warning that names the cure, at most
     `window` steps after its onset.
 
     A healthy run begins with a discriminator accuracy well above 0.5, which then declines.
 
     Args:
-        window: Integer >= 10, steps.
-        action: "warn"; "stop" also ends `fit`; "restore" also brings back the weights of the
-            epoch with the best `monitor` (those of the game; its optimizers stay as they are).
+        window: Integer >= 10, steps; at least ten times `steps_per_execution`.
+        action: "warn"; "stop" also ends `fit`; "restore" also brings back the epoch with the best
+            `monitor`, or what was there before training: the game's weights and its optimizers, so
+            that another `fit` goes on from there.
         monitor: Name among the logs of an epoch, larger is better. Validation, not test images.
 
     Attributes:
         found: List of {"cause", "step"} in order.
+        best_epoch: Number of the epoch that "restore" would bring back, from 0; None: the start.
         rows: List of dicts, the figures of the last tenths of a window.
 
     Raises:
         TypeError: `fit` of something else than `AFD`.
-        ValueError: arguments outside of these; with "restore", a `monitor` that is not logged.
+        ValueError: arguments outside of these; a window shorter than ten executions; with
+            "restore", a `monitor` that is not logged.
 
     Example:
 
@@ -136,7 +144,7 @@ class CollapseWatch(keras.callbacks.Callback):
     []
     """
 
-    resumes = ("state", "best_weights")
+    resumes = ("state", "best_weights", "best_slots")
 
     def __init__(self, window=200, action="warn", monitor="val_robust_accuracy"):
         super().__init__()
@@ -146,18 +154,19 @@ class CollapseWatch(keras.callbacks.Callback):
                 f"`action` must be one of {list(ACTIONS)}. Received: action={action!r}"
             )
         self.action, self.monitor = action, monitor
-        self.best_weights = None
+        self.best_weights = self.best_slots = None
         self._begin()
 
     def _begin(self):
-        self.found, self.rows, self.steps, self.best = [], [], 0, -math.inf
-        self._accuracy, self._sums, self._seen = 0.0, {}, 0
+        self.found, self.rows, self.steps, self.best, self.best_epoch = [], [], 0, -math.inf, None
+        self._accuracy, self._sums, self._seen, self._before = 0.0, {}, 0, {}
 
     @property
     def state(self):
         """All but the weights as text, for `tr.training.Resume`."""
-        names = ("found", "rows", "steps", "best", "_accuracy", "_sums", "_seen")
-        return json.dumps({name: getattr(self, name) for name in names})
+        names = ("found", "rows", "steps", "best", "best_epoch")
+        hidden = ("_accuracy", "_sums", "_seen", "_before")
+        return json.dumps({name: getattr(self, name) for name in names + hidden})
 
     @state.setter
     def state(self, text):
@@ -171,23 +180,30 @@ class CollapseWatch(keras.callbacks.Callback):
                 "`callbacks` may hold CollapseWatch in `fit` of tr.training.AFD only. "
                 f"Received: {type(self.model).__name__}"
             )
+        if self.model.steps_per_execution * 10 > self.window:
+            raise ValueError(
+                "`window` must be at least 10 x steps_per_execution. "
+                f"Received: window={self.window}, {self.model.steps_per_execution} steps"
+            )
         self._begin()
-        self.best_weights = None
+        self.best_weights = self.best_slots = None
+        if self.action == "restore":
+            self._keep()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._before = dict.fromkeys(WATCHED, (0.0, 0.0))
+        self._before = {}
 
     def on_train_batch_end(self, batch, logs=None):
         for name in WATCHED:
             tracker = self.model.trackers[name]
             now = (float(tracker.total), float(tracker.count))
             total, count = self._sums.get(name, (0.0, 0.0))
-            before = self._before[name]
+            before = self._before.get(name, (0.0, 0.0))
             self._sums[name] = (total + now[0] - before[0], count + now[1] - before[1])
             self._before[name] = now
         each = self.model.steps_per_execution
         self._seen, self.steps = self._seen + each, self.steps + each
-        if self._seen >= max(self.window // 10, 1):
+        if self._seen >= self.window // 10 // each * each:
             self._row()
 
     def _row(self):
@@ -206,9 +222,22 @@ class CollapseWatch(keras.callbacks.Callback):
         self.found.append({"cause": cause, "step": self.steps})
         if self.action != "warn":
             self.model.stop_training = True
-        if self.action == "restore" and self.best_weights is not None:
+        back = ""
+        if self.action == "restore":
             self.model.set_weights(self.best_weights)
-        warnings.warn(DiscriminatorCollapse(cause, self.steps), stacklevel=2)
+            for variable, value in zip(self._slots(), self.best_slots, strict=True):
+                variable.assign(value)
+            epoch = self.best_epoch
+            back = f"Back at {'the start' if epoch is None else f'the end of epoch {epoch}'}. "
+        warnings.warn(DiscriminatorCollapse(cause, self.steps, back), stacklevel=2)
+
+    def _slots(self):
+        """What optimizers hold: momenta, iterations, learning rates."""
+        return [v for optimizer in self.model.optimizers.values() for v in optimizer.variables]
+
+    def _keep(self):
+        self.best_weights = self.model.get_weights()
+        self.best_slots = [keras.ops.convert_to_numpy(v) for v in self._slots()]
 
     def on_epoch_end(self, epoch, logs=None):
         if self.action != "restore" or self.found:
@@ -220,4 +249,5 @@ class CollapseWatch(keras.callbacks.Callback):
             )
         value = float(logs[self.monitor])
         if value > self.best:
-            self.best, self.best_weights = value, self.model.get_weights()
+            self.best, self.best_epoch = value, epoch
+            self._keep()

@@ -7,7 +7,7 @@ values per example, `(batch,)`, so that sample weights reach them.
 import keras
 import tensorflow as tf
 
-from tfrobust import layers
+from tfrobust import layers, losses
 from tfrobust.contract import whole
 
 DIVERGENCES = ("bce", "hinge", "wasserstein")
@@ -145,7 +145,10 @@ def unit_rows(h):
 
 
 def gradient_penalty(judge, h, h_adv, share):
-    """(||d score / d h|| - 1)^2, `(batch,)`, at share * h + (1 - share) * h_adv."""
+    """(||d score / d h|| - 1)^2, `(batch,)`, at share * h + (1 - share) * h_adv.
+
+    `judge` scores the points between with the labels of their ends; the authors' code, without.
+    """
     between = share * h + (1.0 - share) * h_adv
     with tf.GradientTape() as tape:
         tape.watch(between)
@@ -176,6 +179,23 @@ def differences(clean, adversarial, h, h_adv):
     }
 
 
+def same_answer(logits, y):
+    """(share, count) of pairs of neighbours of two classes that get one prediction.
+
+    1 in all batches: the net answers alike to all images. y are integers `(batch,)`.
+
+    >>> logits = tf.constant([[2.0, 1.0], [3.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    >>> [float(value) for value in same_answer(logits, tf.constant([0, 1, 1, 0, 0]))]
+    [0.5, 2.0]
+    """
+    even = tf.shape(y)[0] // 2 * 2
+    answers = tf.argmax(losses.as_logits(logits), -1)
+    same, other = answers[0:even:2] == answers[1:even:2], y[0:even:2] != y[1:even:2]
+    count = tf.reduce_sum(tf.cast(other, tf.float32))
+    both = tf.reduce_sum(tf.cast(tf.logical_and(same, other), tf.float32))
+    return tf.math.divide_no_nan(both, count), count
+
+
 FIGURES = (
     "discriminator_loss",
     "encoder_loss",
@@ -184,6 +204,7 @@ FIGURES = (
     "score_adversarial",
     "feature_shift",
     "feature_variance",
+    "same_answer",
     "encoder_gradient",
     "clean_accuracy",
 )

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfrobust import files
 from tfrobust.data import Batches
-from tfrobust.training import snapshot
+from tfrobust.training import hooks, snapshot
 
 FILE = "resume.npz"
 
@@ -37,7 +37,8 @@ def state_names(callback):
         def _(callback: MyCallback):
             return ("wait", "best")
 
-    Values may be numbers, strings, None, arrays, and lists of these.
+    Values may be numbers, strings, None, arrays, and lists of these. Such a callback does not hear
+    of the batches that `Resume` skips after a kill within an epoch; others hear of all.
     """
     return tuple(getattr(callback, "resumes", ()))
 
@@ -145,6 +146,7 @@ class Resume(keras.callbacks.BackupAndRestore):
         self._restored = None
         model = self.model
         self._unwrap()  # of a fit that was interrupted while it skipped, in this process
+        hooks.give_back(self.others)
         if not model.built:
             raise ValueError(
                 "The model must be built before `fit` with Resume: call it on a batch first. "
@@ -166,9 +168,7 @@ class Resume(keras.callbacks.BackupAndRestore):
         self._refuse_other(meta)
         self._restored = meta, arrays
         self._restore_variables(metrics=False)
-        for callback, state in zip(self.others, meta["callbacks"], strict=True):
-            for name, value in state["values"].items():
-                setattr(callback, name, snapshot.unpacked(value, arrays))
+        self._restore_callbacks()
         self._logs = meta["logs"]
         model._initial_epoch = self.params["epochs"] if meta["stopped"] else meta["epoch"]
         if meta["batch"] and not meta["stopped"]:
@@ -182,6 +182,9 @@ class Resume(keras.callbacks.BackupAndRestore):
 
     def on_train_batch_end(self, batch, logs=None):
         if self._skipped:
+            if not self._left:  # the others speak from the next batch on
+                hooks.give_back(self.others)
+                self._restore_callbacks()  # what they forgot when the epoch began
             return
         steps = self.model.steps_per_execution
         if batch < steps:
@@ -206,6 +209,7 @@ class Resume(keras.callbacks.BackupAndRestore):
         # Keras keeps the first epoch for the fits to come.
         self.model._initial_epoch = None
         self._unwrap()
+        hooks.give_back(self.others)
         if self.delete_checkpoint:
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -276,8 +280,14 @@ class Resume(keras.callbacks.BackupAndRestore):
         for key, value in saved.items():
             variables[key].assign(snapshot.unpacked(value, arrays))
 
+    def _restore_callbacks(self):
+        meta, arrays = self._restored
+        for callback, state in zip(self.others, meta["callbacks"], strict=True):
+            for name, value in state["values"].items():
+                setattr(callback, name, snapshot.unpacked(value, arrays))
+
     def _skip(self, batches):
-        """Lets the first `batches` of the epoch pass by untrained.
+        """Lets the first `batches` of the epoch pass by untrained, and unheard by the others.
 
         The first execution trains all the same: that makes whatever Keras makes in the first
         step (metrics, for one). Then everything is set to the saved state.
@@ -289,22 +299,22 @@ class Resume(keras.callbacks.BackupAndRestore):
                 "`steps_per_execution` must stay as it was when a run stops within an epoch. "
                 f"Received: {each}, was {self._restored[0]['steps_per_execution']}"
             )
-        self._skipped = left = -(-batches // each)
+        self._skipped = self._left = -(-batches // each)
+        hooks.take(self.others)
 
         def pass_by(iterator):
-            nonlocal left
-            if left == self._skipped:
+            if self._left == self._skipped:
                 train(iterator)
                 self._restore_variables(metrics=True)
             else:
                 for _ in range(each):
                     if next(iterator, None) is None:
                         break
-            left -= 1
+            self._left -= 1
             return model.get_metrics_result()
 
         def step(iterator):
-            if left:
+            if self._left:
                 return pass_by(iterator)
             self._skipped = 0
             self._unwrap()
