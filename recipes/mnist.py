@@ -121,10 +121,9 @@ def train(game, batches, epochs, folder, resume, clock=None, callbacks=()):
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     clock = clock or Clock()
-    keeper = tr.training.Resume(folder, delete_checkpoint=False)
-    game.fit(
-        batches, epochs=epochs, callbacks=[clock, *callbacks, keeper], verbose=2, shuffle=False
-    )
+    others = [clock, *callbacks]
+    keeper = tr.training.Resume(folder, batches, others, delete_checkpoint=False)
+    game.fit(batches, epochs=epochs, callbacks=[*others, keeper], verbose=2, shuffle=False)
     wall, processor = clock.done
     print(
         f"{folder.name}: {clock.epochs} epochs, {wall:.0f} s, {processor:.0f} processor seconds",
