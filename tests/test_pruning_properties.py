@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tfrobust as tr
-from tfrobust.pruning import Geometric, Linear, OneShot, Threshold, select
+from tests import bank_pruning as bank
+from tfrobust.pruning import Geometric, Linear, MagnitudePruning, OneShot, Threshold, select
 from tfrobust.pruning.borrowed import adapted, polynomial
 
 few = settings(max_examples=60, deadline=None)
@@ -153,3 +154,12 @@ def test_no_point_is_missed_whatever_the_stride(schedule, strides):
 def test_configs_come_back(made):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
     assert type(again) is type(made) and again.get_config() == made.get_config()
+
+
+@pytest.mark.parametrize("end, execution", [(5, 2), (5, 3), (4, 3), (1, 6)])
+def test_the_end_of_a_schedule_within_the_last_execution_counts(end, execution):
+    """Of six steps only the first of each execution is asked before it; the end is asked after."""
+    net = bank.compiled(bank.dense(), run_eagerly=True, steps_per_execution=execution)
+    prune = MagnitudePruning(polynomial(0.0, 0.8, 0, end, every=1))
+    history = bank.fit(net, prune, epochs=1, batch_size=4)
+    assert history.history["sparsity"] == pytest.approx([0.8], abs=0.01)

@@ -166,8 +166,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         steps = self.params.get("steps")
         self._steps += self._done if steps is None else min(self._done, steps)
         self._done, self._epochs = 0, self._epochs + 1
-        if self.schedule.unit == "steps" and self.schedule.end == self._steps:
-            self._ask(self._steps)  # the end of the schedule is the end of training
+        end = self.schedule.end
+        if self.schedule.unit == "steps" and end is not None and self._asked < end <= self._steps:
+            self._ask(self._steps)  # the schedule ends with training, or within its last execution
         if self._averages():
             self._project()  # steps move averages where the constraint does not reach
         if logs is not None:
