@@ -17,6 +17,7 @@ import numpy as np
 import tfrobust as tr
 from recipes import mnist
 from recipes.command import settings
+from recipes.counting import Counting
 
 RUNG = 0.025  # of the prunable weights: 40 updates from 0 to 100 % (Sehwag et al., 2019)
 
@@ -141,7 +142,7 @@ def start_of(args):
         ) from None
 
 
-class Curve(keras.callbacks.Callback):
+class Curve(Counting):
     """Measures the net at the end of each rung, before the next update of the ladder.
 
     Args:
@@ -153,17 +154,24 @@ class Curve(keras.callbacks.Callback):
         clock: `mnist.Clock` of the same `fit`.
     """
 
-    resumes = ("rows", "steps", "spent")
+    resumes = (*Counting.resumes, "rows", "spent")
 
     def __init__(self, net, rungs, every, look, keep, clock):
         super().__init__()
         self.net, self.rungs, self.every = net, rungs, every
         self.look, self.keep, self.clock = look, keep, clock
-        self.rows, self.steps, self.spent = [], 0, [0.0, 0.0]
+        self.rows, self.spent = [], [0.0, 0.0]
+
+    def on_train_begin(self, logs=None):
+        if self.model.steps_per_execution > self.every:
+            raise ValueError(
+                "`steps_per_execution` must be at most the steps of a rung: each is measured. "
+                f"Received: {self.model.steps_per_execution}, rungs of {self.every} steps"
+            )
 
     def on_train_batch_end(self, batch, logs=None):
-        self.steps += 1
-        if self.steps % self.every == 0 and len(self.rows) < len(self.rungs):
+        super().on_train_batch_end(batch)
+        if self.steps // self.every > len(self.rows) < len(self.rungs):
             self.measure()
 
     def measure(self):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import tfrobust as tr
-from recipes import mnist, pruning_stages
+from recipes import mnist, pruning_stages, sparsity_robustness
 from tests import bank_pruning as bank
+from tests.bank_resume import Kill
 
 RUNGS = [0.25, 0.5, 0.75, 0.875]
 ARGS = {"ratios": RUNGS, "smoke": True, "structured": "weights", "scope": "layer", "seed": 0}
@@ -70,3 +71,55 @@ def test_a_killed_ladder_goes_on(tmp_path, monkeypatch, mode):
     kept = keras.saving.load_model(path, compile=False)
     for a, b in zip(net.get_weights(), kept.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# What is counted and refused ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", [1, 2, 3])
+def test_rungs_are_counted_in_steps(execution):
+    """Six steps in one epoch, a rung every two; an execution of three skips a rung."""
+    options, clock = {"run_eagerly": True, "steps_per_execution": execution}, mnist.Clock()
+    net = bank.compiled(bank.dense(), **options)
+    curve = pruning_stages.Curve(
+        net, RUNGS[:3], 2, lambda net: {"zeros": tr.pruning.sparsity(net)}, lambda *_: 0, clock
+    )
+    prune = tr.pruning.MagnitudePruning(tr.pruning.Ladder(RUNGS[:3], every=2, unit="steps"))
+    if execution > 2:
+        with pytest.raises(ValueError, match="`steps_per_execution` must be at most the steps of"):
+            bank.fit(net, clock, curve, prune, epochs=1, batch_size=4)
+        return
+    bank.fit(net, clock, curve, prune, epochs=1, batch_size=4)
+    assert [row["zeros"] for row in curve.rows] == RUNGS[:3] and curve.steps == 6
+
+
+def test_rows_are_not_taken_over_by_other_settings(tmp_path):
+    """Killed after the first row; with another number of images nothing goes on."""
+    plan = dataclasses.replace(sparsity_robustness.PLANS["linear"], first=2, again=2, rounds=2)
+    x, y = bank.data()
+
+    def fit(folder, kill=None, **settings):
+        net = bank.compiled(bank.dense(), run_eagerly=True)
+        batches, seen = tr.data.Batches(x, y, 8, seed=0), []
+
+        def judge(net, number, slow):
+            seen.append(number)
+            return {"left": 1, "of": 2, "accuracy": 0.5, "fgs": {"value": 0.1},
+                    "deepfool": {"value": 1.0}, "number": number}  # fmt: skip
+
+        path = tr.files.target(folder / "reference.weights.h5")
+        rows = sparsity_robustness.Rows(judge, plan, "title", path, settings)
+        keeper = tr.training.Resume(folder / "fit", batches, [rows], save_freq=1)
+        killed = [Kill(kill)] if kill else []
+        try:
+            net.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=[rows, keeper, *killed])
+        except KeyboardInterrupt:
+            pass
+        return rows.rows, seen
+
+    whole, numbers = fit(tmp_path / "whole", pgd=500)
+    assert [row["number"] for row in whole] == numbers == [0, 1, 2]
+    fit(tmp_path / "killed", kill=4, pgd=500)  # in the second epoch
+    with pytest.raises(SystemExit, match="`--resume` must have the settings .* with other pgd"):
+        fit(tmp_path / "killed", pgd=100)
+    assert fit(tmp_path / "killed", pgd=500) == (whole, [2])

@@ -266,8 +266,8 @@ class Resume(keras.callbacks.BackupAndRestore):
 
     def _refuse_other(self, meta):
         difference = snapshot.difference(meta["fingerprint"], self._fingerprint)
-        names = [type(c).__name__ for c in self.others]
-        known = [state["class"] for state in meta["callbacks"]]
+        names = [[type(c).__name__, *state_names(c)] for c in self.others]
+        known = [[state["class"], *state["values"]] for state in meta["callbacks"]]
         if not difference and names != known:
             difference = f"callbacks: {known} there, {names} here"
         if difference:
