@@ -40,7 +40,8 @@ def arguments(doc, epochs, **more):
     args.command = command_line(sys.argv[1:], pathlib.Path(sys.argv[0]).stem)
     args.work, args.out = pathlib.Path(args.work), pathlib.Path(args.out)
     if args.smoke:
-        args.epochs, args.out = 1, args.work / "smoke"
+        # Nothing that a real run left is touched.
+        args.epochs, args.out, args.work = 1, args.work / "smoke", args.work / "smoke_runs"
     return args
 
 
