@@ -36,11 +36,13 @@ class MagnitudePruning(keras.callbacks.Callback):
     layers of the stream at once, and what is summed with anything that stays, stays. The fraction
     is that of zeroed weights in the layers that are pruned.
 
-    Inside a game of `tr.training` it prunes the classifier. It counts train steps (epochs) from 0,
-    and an update at step s happens before that step; with `steps_per_execution` before the next
-    execution. `tr.training.Resume` keeps its masks and counters. `fit` reports `sparsity`. Put it
-    before callbacks that save or load weights; do not let `EarlyStopping` restore weights from
-    before the last update.
+    In plain `fit` the gradients are not masked: what Keras clips by (`clipnorm`, `global_clipnorm`)
+    counts pruned entries too, and momenta grow there between updates, each of which clears them.
+    Inside a game of `tr.training` it prunes the classifier, and the gradients are masked. It counts
+    train steps (epochs) from 0, and an update at step s happens before that step; with
+    `steps_per_execution` before the next execution. `tr.training.Resume` keeps its masks and
+    counters. `fit` reports `sparsity`. Put it before callbacks that save or load weights; do not
+    let `EarlyStopping` restore weights from before the last update.
 
     Args:
         schedule: Of tfmot (`PolynomialDecay`, `ConstantSparsity`, a subclass of its
