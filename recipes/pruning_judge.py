@@ -62,7 +62,7 @@ def add_files(entry, net, label, scene, data, args, folder):
 
 
 def replays(net, files, scene, data, args):
-    """What PGD's images against `net` do to its exported files, on the first `args.n` (0: 1,000)."""
+    """What PGD's images against `net` do to its files, on the first `args.n` (0: 1,000)."""
     steps, count = 4 if args.smoke else 40, args.n or 1000
     # The last iterate: a first fooling point lies on the boundary, where rounding undoes it.
     attack = tr.attacks.PGD(

@@ -135,6 +135,8 @@ def _attack(entry, name):
 def _share(now, then):
     if now is None or then is None:
         return "not run"
+    if not then["count"]:
+        return "of none"
     return f"{100 * now['count'] / now['n'] / (then['count'] / then['n']):.1f}"
 
 
