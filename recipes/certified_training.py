@@ -15,9 +15,8 @@ import dataclasses
 import keras
 
 import tfrobust as tr
-from recipes import mnist, pruning_stages
+from recipes import command, mnist, pruning_stages
 from recipes import pruning_judge as judge
-from recipes.command import refuse_other, settings
 
 NETS = ("cnn_small", "cifar_large", "lenet300_100", "lenet5_caffe")
 METHODS = ("ibp", "crown-ibp", "mixtrain")
@@ -49,7 +48,7 @@ def main():
     name = args.name or name_of(args)
     work = args.work / name
     if not args.smoke:
-        refuse_other(args.out / name, args.command)
+        command.refuse_other(args.out / name, args.command)
     pruning_stages.same_run(args, work)
     keras.utils.set_random_seed(args.seed)
     net = getattr(tr.models, args.net)(input_shape=data.x_train.shape[1:], width=args.width)
@@ -127,7 +126,7 @@ def judged(net, label, scene, data, args, work, told, attack=True):
         scene.threat,
         ["ibp", "crown-ibp"],
         eps_grid=[round(scene.threat.epsilon * part, 6) for part in (0.25, 0.5, 0.75, 1.25, 1.5)],
-        state=work / f"certified_{label}.npz",
+        state=work / f"certified_{label}_{pruning_stages.digest(net)}.npz",
     )
     print(proof, flush=True)
     if attack:
@@ -136,7 +135,7 @@ def judged(net, label, scene, data, args, work, told, attack=True):
         entry = tr.report.Entry(
             footprint=tr.footprint.measure(net),
             seconds=told["seconds"][0],
-            settings={**settings(args), **told, "zeros": pruning_stages.zeros(net)},
+            settings={**command.told(args, told), "zeros": pruning_stages.zeros(net)},
         )
     return dataclasses.replace(entry, certificate=proof)
 

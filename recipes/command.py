@@ -1,5 +1,6 @@
 """What a card tells of a run: the command and the flags, without folders of this machine."""
 
+import json
 import shlex
 
 import tfrobust as tr
@@ -40,3 +41,52 @@ def refuse_other(folder, wanted):
             f"`--out` must hold cards of these flags, or be another folder. Received: {folder} by "
             f"`{made}`, not `{wanted}`"
         )
+
+
+def flags_of(card):
+    """The flags that a card of pruning was made with, as its first entry tells them.
+
+    What a net took stands beside them, its epochs in the place of the flag, which is `flag_epochs`
+    then; cards from before that do not tell the flag.
+
+    >>> told = {"rate": 0.001, "epochs": 10, "seconds": [1.0, 1.0], "flag_epochs": 6}
+    >>> flags_of({"models": {"before pruning": {"settings": told}}})["epochs"]
+    6
+    """
+    made = next(iter(card["models"].values()))["settings"]
+    flags = {k: v for k, v in made.items() if k != "epochs" or "seconds" not in made}
+    return flags | {k.removeprefix("flag_"): v for k, v in made.items() if k.startswith("flag_")}
+
+
+def told(args, took):
+    """The settings of an entry: all flags, what the net took, and flags of the same name apart."""
+    flags = settings(args)
+    return {**flags, **took, **{f"flag_{k}": flags[k] for k in flags if k in took}}
+
+
+def refuse_other_flags(folder, args):
+    """Ends where a card in `folder` was made with other flags, which it would lose."""
+    if args.smoke or not (folder / "card.json").exists():
+        return
+    made = flags_of(tr.report.load(folder).to_dict())
+    wanted = json.loads(json.dumps(settings(args)))
+    other = [
+        f"--{k} was {made[k]}, is {v}" for k, v in wanted.items() if k in made and made[k] != v
+    ]
+    if other:
+        raise SystemExit(
+            "`--out` must hold cards of these flags, or be another folder. Received: "
+            f"{folder}, where {', '.join(other)}"
+        )
+
+
+def refuse_unlike(cards, names):
+    """Ends where cards {title: card} that one table joins were made with other flags."""
+    flags = {title: flags_of(card) for title, card in cards.items()}
+    for name in names:
+        values = {title: told.get(name) for title, told in flags.items()}
+        if len({json.dumps(value) for value in values.values()}) > 1:
+            raise SystemExit(
+                f"Cards of one table must be made with the same --{name}. Received: "
+                + ", ".join(f"{title} {value}" for title, value in values.items())
+            )

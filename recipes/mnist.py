@@ -40,7 +40,8 @@ def arguments(doc, epochs, **more):
     args.command = command_line(sys.argv[1:], pathlib.Path(sys.argv[0]).stem)
     args.work, args.out = pathlib.Path(args.work), pathlib.Path(args.out)
     if args.smoke:
-        args.epochs, args.out = 1, args.work / "smoke"
+        # Nothing that a real run left is touched.
+        args.epochs, args.out, args.work = 1, args.work / "smoke", args.work / "smoke_runs"
     return args
 
 
@@ -121,10 +122,9 @@ def train(game, batches, epochs, folder, resume, clock=None, callbacks=()):
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     clock = clock or Clock()
-    keeper = tr.training.Resume(folder, delete_checkpoint=False)
-    game.fit(
-        batches, epochs=epochs, callbacks=[clock, *callbacks, keeper], verbose=2, shuffle=False
-    )
+    others = [clock, *callbacks]
+    keeper = tr.training.Resume(folder, batches, others, delete_checkpoint=False)
+    game.fit(batches, epochs=epochs, callbacks=[*others, keeper], verbose=2, shuffle=False)
     wall, processor = clock.done
     print(
         f"{folder.name}: {clock.epochs} epochs, {wall:.0f} s, {processor:.0f} processor seconds",

@@ -12,8 +12,19 @@ import keras
 import tfrobust as tr
 from recipes import mnist, pruning_stages
 from recipes import pruning_judge as judge
+from recipes.command import refuse_other_flags
 
-NETS = ("cifar_large", "lenet5_caffe", "lenet300_100", "all_cnn", "vgg16_bn", "resnet32")
+NETS = ("cifar_large", "lenet5_caffe", "lenet300_100", "linear", "all_cnn", "vgg_like", "vgg16_bn",
+        "resnet32", "wide_resnet28")  # fmt: skip
+
+
+def build(name, shape, width):
+    """A net of `tr.models` for images of that shape."""
+    if name == "linear":  # has no hidden units
+        if width != 1:
+            raise SystemExit(f"`--width` is for nets with hidden units. Received: {width}")
+        return tr.models.linear(input_shape=shape)
+    return getattr(tr.models, name)(input_shape=shape, width=width)
 
 
 def main():
@@ -35,10 +46,11 @@ def main():
         raise SystemExit(f"`--name` must be new, or add --resume. Received: {args.out / name}")
     if not args.width > 0:
         raise SystemExit(f"`--width` must be > 0. Received: {args.width}")
+    refuse_other_flags(args.out / name, args)
     work = args.work / name
     pruning_stages.same_run(args, work)
     keras.utils.set_random_seed(args.seed)
-    net = getattr(tr.models, args.net)(input_shape=data.x_train.shape[1:], width=args.width)
+    net = build(args.net, data.x_train.shape[1:], args.width)
     net.summary()
     if args.loss == "robust":
         clock = pruning_stages.from_scratch(

@@ -5,26 +5,30 @@ import pathlib
 import time
 
 import tfrobust as tr
-from recipes import pruning_stages
-from recipes.command import settings
+from recipes import command, pruning_stages
 
 
 def entry(net, label, scene, data, args, folder, told):
     """Attacks `net`: FGSM on all test images, PGD-40 x 5 and AutoAttack on the first `args.n`.
 
-    What was done before is taken up again with --resume; the start is judged once for all runs.
+    What was done before on this very net is taken up again; the start is judged once for all runs.
+
+    Args:
+        folder: Where half of a judgement is kept, under the label, the weights and `args.n`.
+        told: What the net took: seconds, epochs.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    state = f"judge_{label}_{pruning_stages.digest(net)}"
     test, began = (data.x_test, data.y_test), time.perf_counter()
     whole = tr.evaluate.robustness(
-        net, test, [tr.attacks.FGSM(scene.threat)], state=folder / f"judge_{label}_all.npz"
+        net, test, [tr.attacks.FGSM(scene.threat)], state=folder / f"{state}_all.npz"
     )
     first = tr.evaluate.robustness(
         net,
         test,
         [scene.judge(args.smoke), scene.suite(args.smoke)],
         max_examples=args.n,
-        state=folder / f"judge_{label}_first.npz",
+        state=folder / f"{state}_first{args.n}.npz",
     )
     fgsm = whole.attacks[0].rate
     print(f"{folder.name} {label}: {whole.n} images, clean {whole.clean}, FGSM {fgsm}")
@@ -33,17 +37,13 @@ def entry(net, label, scene, data, args, folder, told):
     return tr.report.Entry(
         scores=[whole, first],
         footprint=tr.footprint.measure(net),
-        seconds=told["seconds"][0] if told else None,
-        settings={
-            **settings(args),
-            **told,
-            "zeros": pruning_stages.zeros(net),
-        },
+        seconds=told["seconds"][0],
+        settings={**command.told(args, told), "zeros": pruning_stages.zeros(net)},
     )
 
 
-def add_files(entry, net, label, data, args, folder):
-    """Exports `net` and times the TensorFlow Lite files beside that of the start."""
+def add_files(entry, net, label, scene, data, args, folder):
+    """Exports `net`, replays attacks on its files, and times them beside that of the start."""
     sparse = pruning_stages.zeros(net) > 0.8  # below, sparse int8 files are the larger ones
     options = {"calibration": data.x_train[:500], "sparse": sparse}
     entry.files = [
@@ -51,12 +51,36 @@ def add_files(entry, net, label, data, args, folder):
         tr.export.tflite(net, folder / f"model_{label}.tflite", **options),
         tr.export.tflite(net, folder / f"model_{label}_int8.tflite", quantize="int8", **options),
     ]
-    start = args.work / f"{folder.name.split('_pruned')[0]}_start.tflite"
+    entry.transfer = replays(net, entry.files[1:], scene, data, args)
+    unpruned = pruning_stages.start_net(args)
+    start = args.work / f"start_{pruning_stages.digest(unpruned)}.tflite"
     if not start.exists():
-        tr.export.tflite(pruning_stages.start_net(args), start)
+        tr.export.tflite(unpruned, start)
     paths = [start, *(file.path for file in entry.files[1:])]
     names = ["unpruned net, float32", "float32", "int8"]
     entry.latency = dict(zip(names, tr.export.latencies(paths), strict=True))
+
+
+def replays(net, files, scene, data, args):
+    """What PGD's images against `net` do to its files, on the first `args.n` (0: 1,000)."""
+    steps, count = 4 if args.smoke else 40, args.n or 1000
+    # The last iterate: a first fooling point lies on the boundary, where rounding undoes it.
+    attack = tr.attacks.PGD(
+        scene.threat, steps=steps, step_size=scene.judge_step * 40 / steps, last_iterate=True
+    )
+    x, y = data.x_test[:count], data.y_test[:count]
+    x_adv = attack(net, x, y)
+    return [
+        tr.evaluate.transfer(
+            lambda images, path=file.path: tr.export.predict(path, images),
+            x_adv,
+            y,
+            x=x,
+            name=f"TFLite {file.quantize or 'float32'}",
+            attack=attack.name,
+        )
+        for file in files
+    ]
 
 
 def ship(name, entries, scene, args, work):

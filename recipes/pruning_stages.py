@@ -17,6 +17,7 @@ import numpy as np
 import tfrobust as tr
 from recipes import mnist
 from recipes.command import settings
+from recipes.counting import Counting
 
 RUNG = 0.025  # of the prunable weights: 40 updates from 0 to 100 % (Sehwag et al., 2019)
 
@@ -79,6 +80,15 @@ def dataset(args):
     )
 
 
+def label(ratio):
+    """A ratio in per cent, for names of entries and files.
+
+    >>> label(0.9), label(0.975), label(0.29)
+    ('90', '97.5', '29')
+    """
+    return f"{100 * ratio:g}"
+
+
 def ladder(ratios):
     """Every 2.5 % up to the largest ratio, and the ratios themselves.
 
@@ -89,16 +99,30 @@ def ladder(ratios):
     return sorted({r for r in rungs if r < max(ratios)} | {round(r, 4) for r in ratios})
 
 
-def same_run(args, folder):
-    """Keeps the flags in `folder`; with --resume refuses others than those of the run there."""
+def digest(net):
+    """Short hash of the weights of a net: files that depend on them carry it in their names."""
+    return tr.contract.digest(*net.get_weights())[:10]
+
+
+def same_run(args, folder, **nets):
+    """Keeps the flags in `folder`; with --resume refuses others than those of the run there.
+
+    Args:
+        nets: Nets that the run goes on from, by a name; others are refused as well.
+    """
     told, path = json.loads(json.dumps(trained_by(args))), folder / "settings.json"
+    told |= {f"weights of {name}": digest(net) for name, net in nets.items()}
     if not args.resume:
         shutil.rmtree(folder, ignore_errors=True)
     elif path.exists():
         were = json.loads(path.read_text())
-        other = {k: (were.get(k), v) for k, v in told.items() if were.get(k) != v}
+        if not any(" " in name for name in were):  # a run from before weights were told
+            told = {k: v for k, v in told.items() if " " not in k}
+        other = [k for k, v in told.items() if were.get(k) != v]
         if other:
-            shown = ", ".join(f"--{k} was {a}, is {b}" for k, (a, b) in other.items())
+            names = [k if " " in k else f"--{k}" for k in other]
+            pairs = zip(names, other, strict=True)
+            shown = ", ".join(f"{name} was {were.get(k)}, is {told[k]}" for name, k in pairs)
             raise SystemExit(f"`--resume` goes on with the flags of {folder}. Received: {shown}")
     elif folder.exists() and any(folder.iterdir()):
         raise SystemExit(f"`--resume` needs {path}, the flags of what {folder} holds: it is gone")
@@ -141,7 +165,7 @@ def start_of(args):
         ) from None
 
 
-class Curve(keras.callbacks.Callback):
+class Curve(Counting):
     """Measures the net at the end of each rung, before the next update of the ladder.
 
     Args:
@@ -153,17 +177,24 @@ class Curve(keras.callbacks.Callback):
         clock: `mnist.Clock` of the same `fit`.
     """
 
-    resumes = ("rows", "steps", "spent")
+    resumes = (*Counting.resumes, "rows", "spent")
 
     def __init__(self, net, rungs, every, look, keep, clock):
         super().__init__()
         self.net, self.rungs, self.every = net, rungs, every
         self.look, self.keep, self.clock = look, keep, clock
-        self.rows, self.steps, self.spent = [], 0, [0.0, 0.0]
+        self.rows, self.spent = [], [0.0, 0.0]
+
+    def on_train_begin(self, logs=None):
+        if self.model.steps_per_execution > self.every:
+            raise ValueError(
+                "`steps_per_execution` must be at most the steps of a rung: each is measured. "
+                f"Received: {self.model.steps_per_execution}, rungs of {self.every} steps"
+            )
 
     def on_train_batch_end(self, batch, logs=None):
-        self.steps += 1
-        if self.steps % self.every == 0 and len(self.rows) < len(self.rungs):
+        super().on_train_batch_end(batch)
+        if self.steps // self.every > len(self.rows) < len(self.rungs):
             self.measure()
 
     def measure(self):
@@ -236,7 +267,8 @@ def steps(data, epochs):
 def walk(net, scene, data, args, folder, labels=None):
     """Prunes up the ladder, fine-tuning between rungs; returns the rows of the curve.
 
-    The net at each ratio of `args.ratios` is written to `folder`, cut where filters are pruned.
+    The net at each ratio of `args.ratios` is written to `folder`, cut where filters are pruned,
+    and beside it as JSON what is masked in it before the cut.
     """
     rungs = args.ratios if args.smoke else ladder(args.ratios)
     look = looker(scene, data, 32 if args.smoke else 500)
@@ -247,31 +279,48 @@ def walk(net, scene, data, args, folder, labels=None):
         return json.loads(rows_file.read_text())
     folder.mkdir(parents=True, exist_ok=True)
 
-    def keep(net, ratio, seconds):
+    def keep(net, ratio, report):
         if ratio in args.ratios:
             cut = tr.shrink.compact(net) if args.structured == "filters" else net
             tr.export.keras_file(cut, folder / f"pruned_{ratio:g}.keras")
+            text = json.dumps(report.to_dict(), indent=1) + "\n"
+            path = folder / f"pruned_{ratio:g}.json"
+            tr.files.replace(path, lambda name: pathlib.Path(name).write_text(text))
 
     if args.finetune == "none":
         rows = []
         for ratio in rungs:
-            tr.pruning.prune(net, ratio, **options)
+            report = tr.pruning.prune(net, ratio, **options)
             rows.append({"ratio": ratio, **look(net), "seconds": [0.0, 0.0]})
-            keep(net, ratio, None)
+            keep(net, ratio, report)
             print(tell(rows[-1]), flush=True)
     else:
         game, batches = player(net, args.finetune, scene, data, args.rate, args.seed, labels)
         every = max(1, len(batches) * args.epochs // len(rungs))
-        clock = mnist.Clock()
-        curve = Curve(net, rungs, every, look, keep, clock)
         prune = tr.pruning.MagnitudePruning(
             tr.pruning.Ladder(rungs, every=every, unit="steps"), **options
         )
+        clock = mnist.Clock()
+        curve = Curve(net, rungs, every, look, lambda n, r, s: keep(n, r, prune.report()), clock)
         mnist.train(game, batches, args.epochs, folder / "fit", True, clock, [curve, prune])
         print(prune.report(), flush=True)
         rows = curve.rows
     tr.files.replace(rows_file, lambda path: pathlib.Path(path).write_text(json.dumps(rows)))
     return rows
+
+
+def masked(path):
+    """What `walk` wrote beside a pruned net, for its settings on a card: {} where it is not there.
+
+    `masked` is the fraction of zeros in the kernels that may be pruned (before filters are cut);
+    `fewest` names layers with one filter left, where `min_filters` holds the ranking up.
+    """
+    if not path.exists():
+        return {}
+    told = json.loads(path.read_text())
+    rows = [row for row in told["rows"] if row["filters"]]
+    fewest = [row["name"] for row in rows if row["filters"] == row["filters_total"] - 1]
+    return {"masked": told["sparsity"], "fewest": fewest}
 
 
 def settle(net, scene, data, args, folder, labels=None):

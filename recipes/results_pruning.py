@@ -8,6 +8,7 @@ import json
 import tfrobust as tr
 from recipes import figures
 from recipes.cells import ROOT, rate
+from recipes.command import refuse_unlike
 
 DATA = {
     "mnist": "MNIST, Linf 0.3, LeNet-5-Caffe",
@@ -18,6 +19,8 @@ KINDS = {"weights": "single weights", "filters": "whole filters"}
 MODES = {"none": "None", "nat": "Nat", "robust": "Robust", "trades": "TRADES"}
 INKS = {"none": "#8c8c8c", "nat": "#d1662b", "robust": "#20639b", "trades": "#3c8c5a"}
 START = "before pruning"
+SAME = ("start", "n", "smoke")  # in all columns
+SEEDS = ("scope", "normalise", "rate", "settle", "epochs", "peak", "distill")  # of all seeds
 
 
 def cards(data, kind, mode, root=ROOT):
@@ -76,7 +79,9 @@ def ranking(data, kind, root=ROOT):
 
 def grid(data, kind, root=ROOT):
     """Ratios down, fine-tuning across; in the last column what Robust keeps of the start."""
-    entries = {m: c[0][1]["models"] for m in MODES if 0 in (c := cards(data, kind, m, root))}
+    found = {m: c[0][1] for m in MODES if 0 in (c := cards(data, kind, m, root))}
+    refuse_unlike(found, SAME)
+    entries = {mode: card["models"] for mode, card in found.items()}
     names = list(dict.fromkeys(n for e in entries.values() for n in e if n != START))
     names.sort(key=lambda name: float(name.rstrip("%")))
     if not names:
@@ -130,6 +135,8 @@ def _attack(entry, name):
 def _share(now, then):
     if now is None or then is None:
         return "not run"
+    if not then["count"]:
+        return "of none"
     return f"{100 * now['count'] / now['n'] / (then['count'] / then['n']):.1f}"
 
 
@@ -195,6 +202,11 @@ def duel(data, root=ROOT):
         "scratch, same epochs": cards(data, "filters", "scratch", root),
         "scratch, same seconds": cards(data, "filters", "scratch_seconds", root),
     }
+    runs = {"pruned, fine-tuned": tuned, **rivals}
+    for title, seeds in runs.items():
+        refuse_unlike({f"{title}, seed {s}": card for s, (_, card) in seeds.items()}, SEEDS)
+    joined = {f"{t}, seed {s}": c for t, seeds in runs.items() for s, (_, c) in seeds.items()}
+    refuse_unlike(joined, SAME)
     lines = [
         "| pruned | net | seed | clean | PGD-40 x 5 | AutoAttack | epochs | processor s |",
         "|---|---|---|---|---|---|---|---|",
@@ -204,8 +216,8 @@ def duel(data, root=ROOT):
         {n for r in rivals.values() for _, c in r.values() for n in c["models"]} - {START}
     )
     for ratio in ratios:
-        for title, runs in {"pruned, fine-tuned": tuned, **rivals}.items():
-            for seed, (_, card) in runs.items():
+        for title, seeds in runs.items():
+            for seed, (_, card) in seeds.items():
                 entry = card["models"].get(ratio)
                 if entry is None:
                     continue

@@ -19,8 +19,12 @@ import keras
 import tfrobust as tr
 from recipes import mnist, pruning_stages
 from recipes import pruning_judge as judge
+from recipes.command import refuse_other_flags
 
 MODES = ("none", "nat", "robust", "trades", "scratch")
+START = "before pruning"
+SCRATCH = 2e-3  # largest learning rate of a scratch run, that of recipes.mnist_at
+UNUSED = {"rate": None, "settle": None, "distill": None}  # flags that scratch runs have no use for
 
 
 def options():
@@ -56,27 +60,29 @@ def main():
         args.settle, args.epochs = 1, 2
     scene, data = pruning_stages.SETTINGS[args.data], pruning_stages.dataset(args)
     name = name_of(args)
-    work = args.work / name
-    pruning_stages.same_run(args, work)
+    work, start = args.work / name, name.split("_pruned")[0]
     before, seconds, epochs = pruning_stages.start_of(args)
+    refuse_other_flags(args.out / name, args)
+    twins = twins_of(args) if args.finetune == "scratch" else {}
+    small = {f"twin {ratio:g}": net for ratio, (net, _) in twins.items()}
+    pruning_stages.same_run(args, work, start=before, **small)
+    if not args.train_only:  # before hours of training
+        took = {"seconds": seconds, "epochs": epochs}
+        starts = args.work / "judged_starts"
+        entries = {START: judge.entry(before, start, scene, data, args, starts, took)}
     if args.finetune == "scratch":
-        nets = scratch(scene, data, args, work, seconds, epochs)
+        nets = scratch(twins, scene, data, args, work)
     else:
         nets = pruned(scene, data, args, work, before, seconds, epochs)
     if args.train_only:
         return
-    starts = args.work / "judged_starts"
-    entries = {
-        "before pruning": judge.entry(
-            before, name.split("_pruned")[0], scene, data, args, starts, {}
-        )
-    }
     for ratio, (net, told) in nets.items():
         entry = judge.entry(net, f"{ratio:g}", scene, data, args, work, told)
         ships = args.structured == "filters" or ratio == 0.9  # pruned weights take a full-size file
+        title = pruning_stages.label(ratio)
         if args.finetune == "robust" and not args.seed and ships:
-            judge.add_files(entry, net, f"{100 * ratio:.0f}", data, args, args.out / name)
-        entries[f"{ratio:.0%}"] = entry
+            judge.add_files(entry, net, title, scene, data, args, args.out / name)
+        entries[f"{title}%"] = entry
     judge.ship(name, entries, scene, args, work)
 
 
@@ -104,11 +110,12 @@ def pruned(scene, data, args, work, before, seconds, epochs):
         net = keras.saving.load_model(work / "ladder" / f"pruned_{ratio:g}.keras", compile=False)
         walked = [s + t for s, t in zip(seconds, spent[ratio], strict=True)]
         told = {"seconds": walked, "epochs": epochs, "ladder_epochs": 0.0, "settle_epochs": 0}
+        told |= pruning_stages.masked(work / "ladder" / f"pruned_{ratio:g}.json")
         if args.finetune != "none":
             folder = work / f"settle_{ratio:g}"
             clock = pruning_stages.settle(net, scene, data, args, folder, labels)
             rungs = [row["ratio"] for row in rows]
-            told = {
+            told |= {
                 "seconds": [a + b for a, b in zip(walked, clock.done, strict=True)],
                 "epochs": epochs
                 + args.epochs * (rungs.index(ratio) + 1) / len(rungs)
@@ -134,42 +141,65 @@ def finished(path):
     return keras.saving.load_model(path, compile=False), told
 
 
-def scratch(scene, data, args, work, seconds, epochs):
-    """{ratio: (net, what it took)}: the robust run's small architectures from random weights."""
-    nets, source = {}, args.work / name_of(args, "robust")
-    for ratio in args.ratios:
-        path = source / f"settled_{ratio:g}.keras"
-        if not path.exists():
-            raise SystemExit(
-                f"`--finetune scratch` needs the net of the robust run with the same seed, {path}. "
-                "Run it first with --finetune robust"
-            )
-        small, told = finished(path)
-        done = work / path.name
+def twins_of(args):
+    """{ratio: (net, what it took)}: the small architectures that the robust run left behind."""
+    return {ratio: twin_of(args, ratio) for ratio in args.ratios}
+
+
+def twin_of(args, ratio):
+    """From the robust run of the same seed in --work, or what it shipped."""
+    name = name_of(args, "robust")
+    path = args.work / name / f"settled_{ratio:g}.keras"
+    if path.exists():
+        return finished(path)
+    title = pruning_stages.label(ratio)
+    for folder in (args.out / name, mnist.SAVED / name):
+        file = folder / f"model_{title}.keras"
+        if args.structured == "filters" and file.exists():
+            told = tr.report.load(folder).to_dict()["models"][f"{title}%"]["settings"]
+            return keras.saving.load_model(file, compile=False), told
+    raise SystemExit(
+        f"`--finetune scratch` needs the net of the robust run with the same seed, {path}. "
+        "Run it first with --finetune robust"
+    )
+
+
+def scratch(twins, scene, data, args, work):
+    """{ratio: (net, what it took)}: architectures like those of `twins` from random weights."""
+    nets = {}
+    for ratio, (small, told) in twins.items():
+        done = work / f"settled_{ratio:g}.keras"
         if args.resume and done.with_suffix(".json").exists():
             nets[ratio] = finished(done)
             continue
         count = round(told["epochs"])
         if args.budget == "seconds":
-            count = seconds_to_epochs(small, scene, data, args, told["seconds"][1])
+            count = epochs_for(told["seconds"][1], small, scene, data, work, f"{ratio:g}")
         net = pruning_stages.fresh(small, args.seed + 1)
         clock = pruning_stages.from_scratch(
-            net, scene, data, count, 2e-3, args.seed, work / f"scratch_{ratio:g}", args.resume
+            net, scene, data, count, SCRATCH, args.seed, work / f"scratch_{ratio:g}", args.resume
         )
-        told = {"seconds": clock.done, "epochs": clock.epochs}
+        told = {"seconds": clock.done, "epochs": clock.epochs, "peak": SCRATCH, **UNUSED}
         nets[ratio] = finish(net, told, tr.files.target(done))
     return nets
 
 
-def seconds_to_epochs(small, scene, data, args, seconds):
-    """Epochs of a scratch run that fill so many processor seconds, from what a second one adds."""
-    folder = args.work / "timing"
+def epochs_for(seconds, small, scene, data, work, name):
+    """Epochs of a scratch run that fill so many processor seconds, from what a second one adds.
+
+    Measured once for a run: whoever goes on takes the number that is kept in `work`.
+    """
+    path = tr.files.target(work / f"epochs_{name}.json")
+    if path.exists():
+        return json.loads(path.read_text())
     net = pruning_stages.fresh(small, 0)
     clocks = [
-        pruning_stages.from_scratch(net, scene, data, count, 1e-3, 0, folder, False).done[1]
+        pruning_stages.from_scratch(net, scene, data, count, 1e-3, 0, work / "timing", False)
         for count in (1, 2)
     ]
-    return max(1, round(seconds / (clocks[1] - clocks[0])))
+    count = max(1, round(seconds / (clocks[1].done[1] - clocks[0].done[1])))
+    tr.files.replace(path, lambda p: pathlib.Path(p).write_text(json.dumps(count)))
+    return count
 
 
 if __name__ == "__main__":

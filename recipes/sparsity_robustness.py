@@ -25,6 +25,7 @@ import numpy as np
 
 import tfrobust as tr
 from recipes import sparsity_plots
+from recipes.counting import Counting
 
 NAME = "sparsity_robustness"
 EPSILON, BATCH, RHO, DECAY = 0.1, 100, 1 / 3, 5e-4
@@ -189,27 +190,45 @@ class Falling(keras.optimizers.schedules.LearningRateSchedule):
         return {k: getattr(self, k) for k in ("peak", "first", "again", "share")}
 
 
-class Rows(keras.callbacks.Callback):
+class Rows(Counting):
     """Judges the net after the first training and after each retraining, then ends `fit`.
 
-    Comes before the pruning callback, so that every row is taken before the next update.
+    Comes before the pruning callback, so that every row is taken before the next update. Rows that
+    were measured with other settings are refused when `fit` goes on.
+
+    Args:
+        settings: What decides the figures, as plain JSON.
     """
 
-    resumes = ("step", "rows")
+    resumes = (*Counting.resumes, "settings", "rows")
 
-    def __init__(self, judge, plan, title, path):
+    def __init__(self, judge, plan, title, path, settings):
         super().__init__()
         self.judge, self.plan, self.title, self.path = judge, plan, title, path
-        self.step, self.rows = 0, "[]"  # JSON text: what `tr.training.Resume` can keep
+        self.rows, self._settings = [], settings
+
+    @property
+    def settings(self):
+        return json.dumps(self._settings, sort_keys=True)
+
+    @settings.setter
+    def settings(self, text):
+        if text != self.settings:
+            were = json.loads(text)
+            names = [k for k, v in json.loads(self.settings).items() if were.get(k) != v]
+            raise SystemExit(
+                "`--resume` must have the settings of the rows that are there, or leave it out. "
+                f"Received: {self.path.parent} with other {', '.join(names)}"
+            )
 
     def on_train_batch_end(self, batch, logs=None):
-        self.step += 1
-        number, rest = divmod(self.step - self.plan.first, self.plan.again)
-        if self.step < self.plan.first or rest:
+        super().on_train_batch_end(batch)
+        number = (self.steps - self.plan.first) // self.plan.again
+        if number < len(self.rows):  # -1 before the first
             return
         begun = time.perf_counter()
         row = self.judge(self.model, number, slow=number % 4 == 0)
-        self.rows = json.dumps([*json.loads(self.rows), row])
+        self.rows = [*self.rows, row]
         if number == 0:
             tr.files.replace(self.path, self.model.save_weights)
         tell(self.title, f"round {number:2d}/{self.plan.rounds}", row, time.perf_counter() - begun)
@@ -244,7 +263,8 @@ def chain(name, number, plan, args):
     batches = tr.data.Batches(x, y[:, None] if plan.pair else y, BATCH, seed=args.seed + number)
     compiled(net, plan, Falling(plan.rate, plan.first, plan.again))
     schedule = tr.pruning.Geometric(RHO, plan.rounds, plan.again, plan.first, unit="steps")
-    rows = Rows(judge, plan, title, tr.files.target(folder / "reference.weights.h5"))
+    rows = Rows(judge, plan, title, tr.files.target(folder / "reference.weights.h5"),
+                settings(args))  # fmt: skip
     others = [rows, tr.pruning.MagnitudePruning(schedule)]
     keeper = tr.training.Resume(folder, batches, others, delete_checkpoint=False)
     steps = plan.first + plan.rounds * plan.again
@@ -255,7 +275,7 @@ def chain(name, number, plan, args):
         verbose=0,
         callbacks=[*others, keeper],
     )
-    found = {"net": name, "seed": args.seed + number, "rows": json.loads(rows.rows), "l1": []}
+    found = {"net": name, "seed": args.seed + number, "rows": rows.rows, "l1": []}
     found["parameters"] = net.count_params()
     for penalty in plan.penalties:
         found["l1"].append(penalised(name, number, plan, args, batches, judge, penalty, rows.path))

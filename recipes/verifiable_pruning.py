@@ -106,23 +106,25 @@ def run(scene, data, args, before, seconds, epochs):
     work = args.work / name
     if not args.smoke:
         refuse_other(args.out / name, args.command)
-    pruning_stages.same_run(args, work)
+    pruning_stages.same_run(args, work, start=before)
+    entries = {}
+    if not args.train_only:  # before hours of training
+        starts, text = args.work / "judged_starts", pathlib.Path(args.start).name
+        starts.mkdir(parents=True, exist_ok=True)
+        told = {"seconds": seconds, "epochs": epochs}
+        entries[robust_pruning.START] = certified_training.judged(
+            before, text, scene, data, args, starts, told, attack=False
+        )
     nets = robust_pruning.pruned(scene, data, args, work, before, seconds, epochs)
     if args.train_only:
         return
-    starts = args.work / "judged_starts"
-    starts.mkdir(parents=True, exist_ok=True)
-    entries, told = {}, {"seconds": seconds, "epochs": epochs}
-    for label, (net, took) in {"before pruning": (before, told), **nets}.items():
-        first = label == "before pruning"
-        text = pathlib.Path(args.start).name if first else f"{label:g}"
-        attack = bool(args.n) and args.finetune == "verif" and not first
-        entry = certified_training.judged(
-            net, text, scene, data, args, starts if first else work, took, attack
-        )
-        if ships(args, label):
-            judge.add_files(entry, net, f"{100 * label:g}", data, args, args.out / name)
-        entries[label if first else f"{label:.0%}"] = entry
+    attack = bool(args.n) and args.finetune == "verif"
+    for ratio, (net, took) in nets.items():
+        title = pruning_stages.label(ratio)
+        entry = certified_training.judged(net, f"{ratio:g}", scene, data, args, work, took, attack)
+        if ships(args, ratio):
+            judge.add_files(entry, net, title, scene, data, args, args.out / name)
+        entries[f"{title}%"] = entry
     judge.ship(name, entries, scene, args, work)
 
 

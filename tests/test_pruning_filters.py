@@ -189,13 +189,13 @@ def test_channels_under_one_norm_fall_silent_with_their_own_filter():
 # The ranking ------------------------------------------------------------------------------------
 
 
-def by_hand():
+def by_hand(second=(1.5, 2.5)):
     """Two layers whose filters weigh 1, 2, 3 (in 2 entries) and 1.5, 2.5 (in 3 entries)."""
     inputs = keras.Input((2,))
     x = layers.Dense(3, name="a")(inputs)
     x = layers.Dense(2, name="b")(x)
     model = keras.Model(inputs, layers.Dense(2, name="logits")(x))
-    first, second = np.array([1.0, 2.0, 3.0]) / 2, np.array([1.5, 2.5]) / 3
+    first, second = np.array([1.0, 2.0, 3.0]) / 2, np.array(second) / 3
     model.get_layer("a").set_weights([np.tile(first, (2, 1)), np.ones(3)])
     model.get_layer("b").set_weights([np.tile(second, (3, 1)), np.ones(2)])
     return model
@@ -225,6 +225,16 @@ def test_filters_go_by_their_l1_norm(fraction, options, expected):
     model = by_hand()
     tr.pruning.prune(model, fraction, structured="filters", **options)
     assert lives(model) == expected
+
+
+@BINDS
+def test_fan_in_has_an_order_of_its_own():
+    """1, 2, 2.1, 2.5, 3 by l1, and a0 .5, b0 .7, b1 .83, a1 1, a2 1.5 by weight: 4 of 12 go."""
+    plain, shared = by_hand(second=(2.1, 2.5)), by_hand(second=(2.1, 2.5))
+    tr.pruning.prune(plain, 0.3, structured="filters")
+    assert lives(plain) == ([False, False, True], [True, True])
+    tr.pruning.prune(shared, 0.3, structured="filters", normalise="fan_in")
+    assert lives(shared) == ([False, True, True], [False, True])
 
 
 def test_what_min_filters_keeps_is_said():

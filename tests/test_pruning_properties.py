@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tfrobust as tr
-from tfrobust.pruning import Geometric, Linear, OneShot, Threshold, select
+from tests import bank_pruning as bank
+from tfrobust.pruning import Geometric, Linear, MagnitudePruning, OneShot, Threshold, select
 from tfrobust.pruning.borrowed import adapted, polynomial
 
 few = settings(max_examples=60, deadline=None)
@@ -153,3 +154,49 @@ def test_no_point_is_missed_whatever_the_stride(schedule, strides):
 def test_configs_come_back(made):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
     assert type(again) is type(made) and again.get_config() == made.get_config()
+
+
+@pytest.mark.parametrize("end, execution", [(5, 2), (5, 3), (4, 3), (1, 6)])
+def test_the_end_of_a_schedule_within_the_last_execution_counts(end, execution):
+    """Of six steps only the first of each execution is asked before it; the end is asked after."""
+    net = bank.compiled(bank.dense(), run_eagerly=True, steps_per_execution=execution)
+    prune = MagnitudePruning(polynomial(0.0, 0.8, 0, end, every=1))
+    history = bank.fit(net, prune, epochs=1, batch_size=4)
+    assert history.history["sparsity"] == pytest.approx([0.8], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "layer, shape, axis",
+    [
+        (keras.layers.Conv1D(3, 2), (6, 8), 1),
+        (keras.layers.Conv1DTranspose(3, 2), (6, 8), 2),
+        (keras.layers.Conv2DTranspose(3, 2), (6, 6, 8), 3),
+        (keras.layers.SeparableConv1D(3, 2), (6, 8), 1),
+        (keras.layers.SeparableConv2D(3, 2), (6, 6, 8), 2),
+        (keras.layers.Conv3D(3, 2), (3, 3, 3, 8), 3),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_runs_go_along_the_input_channels(layer, shape, axis):
+    """Two zeros among each four of eight input channels: the two that are smallest."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape)
+    net = keras.Model(inputs, layer(inputs))
+    kernel = tr.pruning.kernel_of(layer)
+    before = np.moveaxis(np.abs(kernel.numpy()), axis, -1).reshape(-1, 2, 4)
+    tr.pruning.prune(net, 0.5, structured=(2, 4))
+    mask = tr.pruning.masks_of(net)[layer.name]
+    runs = np.moveaxis(mask, axis, -1).reshape(-1, 2, 4)
+    np.testing.assert_array_equal(runs, before > np.sort(before)[..., 1:2])
+    if "separable" in layer.name:
+        assert np.all(layer.depthwise_kernel.numpy() != 0)
+
+
+def test_what_plain_fit_clips_by_counts_pruned_entries():
+    """As the class says: a pruned entry stays 0, its momentum moves. Games mask the gradient."""
+    net, optimizer = bank.dense(), keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.1)
+    model = bank.compiled(net, optimizer, run_eagerly=True)
+    bank.fit(model, MagnitudePruning(OneShot(0.5)), epochs=1)
+    mask = tr.pruning.masks_of(net)["hidden"]
+    (slot,) = [v for v in optimizer.momentums if v.shape == mask.shape]
+    assert (~mask).sum() == 64 and np.any(slot.numpy()[~mask])

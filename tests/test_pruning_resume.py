@@ -18,7 +18,7 @@ import tensorflow as tf
 import tfrobust as tr
 from tests.bank_pruning import adversarial, compiled, data, dense
 from tests.bank_resume import Kill, until_killed
-from tfrobust.pruning import Linear, MagnitudePruning, polynomial
+from tfrobust.pruning import Geometric, Keep, Linear, MagnitudePruning, Threshold, polynomial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EPOCHS = 4  # of three steps
@@ -30,12 +30,24 @@ def schedules(name):
     if name == "filters":
         schedule = Linear(0.75, updates=6, every=2, unit="steps")
         return MagnitudePruning(schedule, structured="filters")
+    if name == "runs":
+        return MagnitudePruning(Linear(0.5, updates=2, every=6, unit="steps"), structured=(2, 4))
+    if name == "geometric":
+        return MagnitudePruning(Geometric(1 / 3, updates=5, every=2, begin=1, unit="steps"))
+    if name == "threshold":
+        return MagnitudePruning(Threshold(1.0, updates=3, every=3, begin=2, unit="steps"))
+    if name == "keep":
+        return MagnitudePruning(Keep())
     return MagnitudePruning(polynomial(0.0, 0.9, 1, 11, every=2))
 
 
 def train(folder=None, kill=None, name="steps", seed=0, make=compiled, save_freq=1, execution=1):
     optimizer = keras.optimizers.Adam(0.02, weight_decay=0.01, use_ema=True, ema_momentum=0.8)
-    model = make(dense(seed=seed), optimizer, steps_per_execution=execution, run_eagerly=True)
+    net = dense(seed=seed)
+    if name == "keep":  # other zeros for other seeds
+        tr.pruning.prune(net, 0.5)
+        tr.pruning.release(net)
+    model = make(net, optimizer, steps_per_execution=execution, run_eagerly=True)
     batches, prune = tr.data.Batches(*data(), 8, seed=3), schedules(name)
     callbacks = [prune]
     if folder is not None:
@@ -77,6 +89,25 @@ def test_resumed_equals_unbroken(tmp_path, name, make, save_freq, kills):
     assert_same(state(model, prune), state(*whole[:2]))
     assert history.history == whole[2].history
     assert 0.7 < prune.report().sparsity < 1
+
+
+@pytest.mark.parametrize(
+    "name, sparsity",
+    [
+        ("runs", 0.5),
+        pytest.param("keep", 0.5, marks=pytest.mark.slow),
+        pytest.param("geometric", 0.85625, marks=pytest.mark.slow),
+        pytest.param("threshold", None, marks=pytest.mark.slow),
+    ],
+)
+def test_other_schedules_resumed(tmp_path, name, sparsity):
+    """Killed in the second of four epochs, between two updates."""
+    whole = train(name=name)
+    train(tmp_path, 4, name, 0)
+    model, prune, _ = train(tmp_path, None, name, 9)
+    assert_same(state(model, prune), state(*whole[:2]))
+    found = prune.report().sparsity
+    assert 0 < found < 1 and (sparsity is None or found == sparsity)
 
 
 @pytest.mark.slow

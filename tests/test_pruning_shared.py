@@ -68,13 +68,16 @@ def test_without_it_streams_stay():
     assert report.groups == () and dict(report.left)["stem"].startswith("'sum' (Add)")
 
 
-def test_channels_of_equal_weight_count_by_their_weights_where_asked():
-    """fan_in: 4 / 4, 3.5 / 4, 3.25 / 4 in the stream, 9 / 3 and 8 / 3 inside; 3.25 / 4 goes."""
+@pytest.mark.parametrize(
+    "normalise, expected", [("none", [[1, 1, 1], [0, 1]]), ("fan_in", [[1, 1, 0], [1, 1]])]
+)
+def test_channels_count_by_their_weights_where_asked(normalise, expected):
+    """The last channel of the stream weighs 3.25 in four weights, the first of inner 3 in three."""
     model = stream([1.0, 2.0, 3.0], [3.0, 1.5, 0.25])
-    model.get_layer("inner").set_weights([np.tile(np.array([2.4, 9.0]) / 3, (3, 1)), np.ones(2)])
+    model.get_layer("inner").set_weights([np.tile(np.array([3.0, 9.0]) / 3, (3, 1)), np.ones(2)])
     options = {"structured": "filters", "residual": "shared"}
-    tr.pruning.prune(model, 0.1, normalise="fan_in", **options)  # 2.4 / 3 is less than 3.25 / 4
-    assert lives(model, "stem", "inner") == [[1, 1, 1], [0, 1]]
+    tr.pruning.prune(model, 0.1, normalise=normalise, **options)
+    assert lives(model, "stem", "inner") == expected
 
 
 def growing(before, after):

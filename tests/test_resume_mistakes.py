@@ -156,3 +156,23 @@ def test_an_unbuilt_model_is_refused(tmp_path):
         net.fit(
             batches, shuffle=False, verbose=0, callbacks=[tr.training.Resume(tmp_path, batches)]
         )
+
+
+def test_a_plain_model_must_name_callbacks_that_have_a_state(tmp_path):
+    net, batches, early = plain(0), digits()[0], keras.callbacks.EarlyStopping("loss")
+    with pytest.raises(ValueError, match=r"must name all .*Received: none of EarlyStopping"):
+        resume = tr.training.Resume(tmp_path, batches)
+        net.fit(batches, shuffle=False, verbose=0, callbacks=[early, resume])
+
+
+def test_states_come_back_as_they_were_or_are_refused():
+    from tfrobust.training import snapshot
+
+    arrays, told = {}, {"rows": [{"step": 3, "loss": 0.5, "list": []}], "best": None, "who": "a"}
+    packed = snapshot.packed({**told, "weights": [np.ones(2, "float32")]}, "state", arrays)
+    back = snapshot.unpacked(packed, arrays)
+    np.testing.assert_array_equal(back.pop("weights")[0], np.ones(2, "float32"))
+    assert back == told
+    for bad in (object(), {1: 2}, [{"a": {1}}], np.array(["text"])):
+        with pytest.raises(TypeError, match="must hold numbers, strings, None, arrays, lists"):
+            snapshot.packed(bad, "state", {})

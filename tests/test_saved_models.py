@@ -35,7 +35,7 @@ def path_of(folder, entry, form, quantize=None):
     names = [
         file["path"]
         for file in entry["files"]
-        if (file["format"], file.get("quantize")) == (form, quantize) and not file.get("sparse")
+        if (file["format"], file.get("quantize")) == (form, quantize)
     ]
     return folder / names[0] if names else None
 

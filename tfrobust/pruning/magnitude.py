@@ -36,11 +36,13 @@ class MagnitudePruning(keras.callbacks.Callback):
     layers of the stream at once, and what is summed with anything that stays, stays. The fraction
     is that of zeroed weights in the layers that are pruned.
 
-    Inside a game of `tr.training` it prunes the classifier. It counts train steps (epochs) from 0,
-    and an update at step s happens before that step; with `steps_per_execution` before the next
-    execution. `tr.training.Resume` keeps its masks and counters. `fit` reports `sparsity`. Put it
-    before callbacks that save or load weights; do not let `EarlyStopping` restore weights from
-    before the last update.
+    In plain `fit` the gradients are not masked: what Keras clips by (`clipnorm`, `global_clipnorm`)
+    counts pruned entries too, and momenta grow there between updates, each of which clears them.
+    Inside a game of `tr.training` it prunes the classifier, and the gradients are masked. It counts
+    train steps (epochs) from 0, and an update at step s happens before that step; with
+    `steps_per_execution` before the next execution. `tr.training.Resume` keeps its masks and
+    counters. `fit` reports `sparsity`. Put it before callbacks that save or load weights; do not
+    let `EarlyStopping` restore weights from before the last update.
 
     Args:
         schedule: Of tfmot (`PolynomialDecay`, `ConstantSparsity`, a subclass of its
@@ -166,8 +168,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         steps = self.params.get("steps")
         self._steps += self._done if steps is None else min(self._done, steps)
         self._done, self._epochs = 0, self._epochs + 1
-        if self.schedule.unit == "steps" and self.schedule.end == self._steps:
-            self._ask(self._steps)  # the end of the schedule is the end of training
+        end = self.schedule.end
+        if self.schedule.unit == "steps" and end is not None and self._asked < end <= self._steps:
+            self._ask(self._steps)  # the schedule ends with training, or within its last execution
         if self._averages():
             self._project()  # steps move averages where the constraint does not reach
         if logs is not None:

@@ -13,6 +13,7 @@ Run the same script again after a kill: that is all.
 
 import contextlib
 import functools
+import inspect
 import os
 import pathlib
 
@@ -22,6 +23,7 @@ import tensorflow as tf
 
 from tfrobust import files
 from tfrobust.data import Batches
+from tfrobust.pruning.magnitude import neighbours
 from tfrobust.training import hooks, snapshot
 
 FILE = "resume.npz"
@@ -37,8 +39,9 @@ def state_names(callback):
         def _(callback: MyCallback):
             return ("wait", "best")
 
-    Values may be numbers, strings, None, arrays, and lists of these. Such a callback does not hear
-    of the batches that `Resume` skips after a kill within an epoch; others hear of all.
+    Values may be numbers, strings, None, arrays, and lists or dicts (keys: strings) of these. Such
+    a callback does not hear of the batches that `Resume` skips after a kill within an epoch;
+    others hear of all.
     """
     return tuple(getattr(callback, "resumes", ()))
 
@@ -88,8 +91,9 @@ class Resume(keras.callbacks.BackupAndRestore):
 
     Raises:
         OSError: The folder cannot be written, or the file in it cannot be read.
-        ValueError: The folder holds the run of another model, game, optimizer or data set, or
-            `steps_per_epoch` was given.
+        ValueError: The folder holds the run of another model, game, optimizer or data set,
+            `steps_per_epoch` was given, or a callback with a state stands beside this one in `fit`
+            of a plain model and is not among `callbacks`.
 
     Example:
 
@@ -147,6 +151,7 @@ class Resume(keras.callbacks.BackupAndRestore):
         model = self.model
         self._unwrap()  # of a fit that was interrupted while it skipped, in this process
         hooks.give_back(self.others)
+        self._refuse_strangers(neighbours(inspect.currentframe()))
         if not model.built:
             raise ValueError(
                 "The model must be built before `fit` with Resume: call it on a batch first. "
@@ -250,10 +255,19 @@ class Resume(keras.callbacks.BackupAndRestore):
 
     # --- restoring ------------------------------------------------------------------------------
 
+    def _refuse_strangers(self, callbacks):
+        known = {id(callback) for callback in [self, *self.others]}
+        names = [type(c).__name__ for c in callbacks if state_names(c) and id(c) not in known]
+        if names:
+            raise ValueError(
+                "`callbacks` of Resume must name all callbacks of a plain model's `fit` that have "
+                f"a state: Resume(directory, data, [...]). Received: none of {', '.join(names)}"
+            )
+
     def _refuse_other(self, meta):
         difference = snapshot.difference(meta["fingerprint"], self._fingerprint)
-        names = [type(c).__name__ for c in self.others]
-        known = [state["class"] for state in meta["callbacks"]]
+        names = [[type(c).__name__, *state_names(c)] for c in self.others]
+        known = [[state["class"], *state["values"]] for state in meta["callbacks"]]
         if not difference and names != known:
             difference = f"callbacks: {known} there, {names} here"
         if difference:

@@ -198,12 +198,25 @@ def read(path):
 
 
 def packed(value, key, arrays):
-    """`value` as JSON; arrays in it go into `arrays` under `key`."""
+    """`value` as JSON; arrays in it go into `arrays` under `key`.
+
+    >>> packed({"loss": [1.0, None]}, "best", {})
+    {'dict': {'loss': {'list': [1.0, None]}}}
+    >>> packed({"loss": {1.0}}, "best", {})
+    Traceback (most recent call last):
+    TypeError: `best.loss` must hold numbers, strings, None, arrays, lists or dicts. Received: set
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
         return {"list": [packed(v, f"{key}.{i}", arrays) for i, v in enumerate(value)]}
-    value = np.asarray(keras.ops.convert_to_numpy(value))
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {"dict": {name: packed(v, f"{key}.{name}", arrays) for name, v in value.items()}}
+    told, value = type(value).__name__, np.asarray(keras.ops.convert_to_numpy(value))
+    if value.dtype.kind in "OSU":  # an object would be saved as its address
+        raise TypeError(
+            f"`{key}` must hold numbers, strings, None, arrays, lists or dicts. Received: {told}"
+        )
     # Raw bytes, since NumPy files know nothing of bfloat16.
     arrays[key] = np.frombuffer(value.tobytes(), np.uint8)
     return {"array": key, "dtype": str(value.dtype), "shape": list(value.shape)}
@@ -215,5 +228,7 @@ def unpacked(value, arrays):
         return value
     if "list" in value:
         return [unpacked(item, arrays) for item in value["list"]]
+    if "dict" in value:
+        return {name: unpacked(item, arrays) for name, item in value["dict"].items()}
     dtype = tf.as_dtype(value["dtype"]).as_numpy_dtype
     return np.frombuffer(arrays[value["array"]].tobytes(), dtype).reshape(value["shape"])
