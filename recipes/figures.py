@@ -2,6 +2,8 @@
 
 import io
 
+INKS = ("#8c8c8c", "#20639b", "#d1662b", "#3c8c5a", "#7b4fa3", "#b5892e")
+
 
 def svg(size, paint):
     """SVG text, the same for the same picture, of what `paint(figure)` draws.

@@ -184,13 +184,11 @@ def plots(root=ROOT):
 
     A method has one colour: thin lines for seeds, a thick one for their mean.
     """
-    from tfrobust.report.plots import PAPER
-
     found = {method: measured(method, "features.json", root) for method in TABLE1}
     found = {method: seeds for method, seeds in found.items() if seeds}
     if not found:
         return {}
-    inks = dict(zip(TABLE1, PAPER.series, strict=True))
+    inks = dict(zip(TABLE1, figures.INKS, strict=False))
 
     def paint(figure):
         axis = figure.subplots()
