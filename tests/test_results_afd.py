@@ -3,7 +3,7 @@
 import numpy as np
 
 import tfrobust as tr
-from recipes import afd_stages, afd_table2_auc, results_afd, results_afd_features
+from recipes import afd_stages, afd_table2_auc, figures, results_afd, results_afd_features
 from tests.test_recipes_afd_rows import flags
 
 
@@ -70,7 +70,7 @@ def test_page_of_three_seeds(tmp_path):
     colours = {
         line.split("stroke: ")[1][:7] for line in drawn.splitlines() if "stroke-width: 2" in line
     }
-    assert len(colours & {"#0072b2", "#009e73", "#b0418e", "#6b4fbb", "#8a6d00", "#5d6670"}) == 2
+    assert len(colours & set(figures.INKS)) == 2
 
 
 def test_settings_that_differ_have_lines_of_their_own(tmp_path):
