@@ -158,6 +158,28 @@ def test_exact_decides_all_and_its_radius_grounds_attacks():
     assert np.delete(relaxed(Program(net), region, [label], "full zero")[0], label).min() <= 0
 
 
+def test_exact_leaves_room_for_rounding():
+    """z = (1e4, 1e4 + x / 100): the margin is above 1e-4, but float32 sees a tie at x = 0.0101."""
+    image = keras.Input((1,))
+    net = keras.Model(image, layers.Dense(2)(image))
+    net.set_weights([np.array([[0.0, 1e-2]]), np.array([1e4, 1e4])])
+    assert attacks.forward(net, np.array([[0.0101]], "float32")).argmax() == 0
+    for method in ("exact", ["exact"]):
+        proof = certify(net, ([[0.5]], [1]), Linf(0.49), method, attacks=[])
+        assert proof.verified.count == 0, (method, str(proof))
+
+
+def test_the_record_has_the_margin_that_was_solved_for():
+    net, x, y = mlp(0, (3, 6, 6, 3))
+    proof = certify(net, (x, y), Linf(0.3), ["ibp", "exact"], attacks=[])
+    rows = np.flatnonzero(proof.records["stage"] == 2)
+    rows = rows[proof.records["status"][rows] == verify.STATUS.index("verified")]
+    assert len(rows)
+    for row in rows:
+        found = exact(net, x[row], int(y[row]), Linf(0.3))
+        np.testing.assert_allclose(proof.records["margin"][row], found.margin, atol=1e-4)
+
+
 def test_time_runs_out_without_a_wrong_answer():
     net, x, y = mlp(0, (4, 12, 12, 3))
     found = exact(net, x[0], int(y[0]), Linf(0.5), time_limit=1e-3)

@@ -227,8 +227,9 @@ class Problem:
                 },
             )
             done = found.status == 0
-            value = found.fun if done else found.mip_dual_bound
-            value = -np.inf if value is None else value
+            # Solved with an absolute gap of the solver's own: the lower of both ends is the bound.
+            ends = [found.mip_dual_bound if self.open else None, found.fun if done else None]
+            value = min((end for end in ends if end is not None), default=-np.inf)
             solved &= done
             if value < margin:
                 margin = value

@@ -191,6 +191,10 @@ class _Chunk:
     def _exact(self, rows):
         verified, broken = np.zeros((2, len(rows)), bool)
         plan, other = self.plan, _others(self.y[rows], self.plan.classes)
+        if plan.methods[0] == "exact":  # no bound has told yet what rounding may add
+            _, self.rounding[rows] = class_margins(
+                plan.model, self.x[rows], self.y[rows], plan.threat
+            )
         for place, row in enumerate(rows):
             box = Box(*plan.threat.box(tf.constant(self.x[row : row + 1])))
             problem = complete.Problem(plan.program, box)
@@ -198,7 +202,8 @@ class _Chunk:
                 continue
             left = np.flatnonzero(other[place] & (self.best[row] <= self.rounding[row]))
             found = problem.least(int(self.y[row]), left.tolist(), plan.time_limit)
-            verified[place] = found.margin > complete.ROUNDING
+            self.best[row, left] = np.maximum(self.best[row, left], found.margin)
+            verified[place] = found.margin > max(complete.ROUNDING, self.rounding[row])
             if found.x is not None and not verified[place]:
                 point = plan.threat.project(tf.constant(found.x[None]), self.x[row : row + 1])
                 broken[place] = attack_room.verdicts(
