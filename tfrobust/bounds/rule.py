@@ -31,6 +31,11 @@ class Box(typing.NamedTuple):
     def radius(self):
         return 0.5 * (self.upper - self.lower)
 
+    @property
+    def size(self):
+        """The largest absolute values."""
+        return tf.maximum(-self.lower, self.upper)
+
     def meet(self, other):
         """What lies in both of two boxes around the same values (rounding may not empty it)."""
         lower, upper = tf.maximum(self.lower, other.lower), tf.minimum(self.upper, other.upper)
@@ -72,6 +77,15 @@ class Rule:
     def interval(self, *boxes):
         """A `Box` that holds the result for all inputs in `boxes`."""
         raise TypeError(f"{type(self).__name__} must define interval()")
+
+    def size(self, *boxes):
+        """The largest number that the call adds up on its way, where its terms may cancel.
+
+        Returns:
+            `(batch,)`, not below sum |w| |x| + |b| for any x in `boxes`; None where nothing is
+            larger than what is in the boxes.
+        """
+        return None
 
     def back(self, rows, boxes, mode):
         """Linear functions of the inputs below linear functions of the result.
@@ -218,6 +232,10 @@ class Diagonal(Pointwise):
 
     affine = True
 
+    def size(self, box):
+        offset = self(tf.zeros_like(box.lower[:1]))
+        return largest(tf.abs(self(box.size) - offset) + tf.abs(offset))
+
 
 class Difference(Rule):
     """The first input minus the second."""
@@ -274,6 +292,11 @@ class Product(Rule):
         """The least (sign 1) or largest value of a plane on the boxes."""
         parts = zip(plane[:2], boxes, strict=True)
         return plane[2] + sum(a * b.centre - sign * tf.abs(a) * b.radius for a, b in parts)
+
+
+def largest(values):
+    """The largest value of each row of a batch: `(batch,)`."""
+    return tf.reduce_max(tf.reshape(values, (tf.shape(values)[0], -1)), -1)
 
 
 def hull(values):

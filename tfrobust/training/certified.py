@@ -94,7 +94,7 @@ class Certified(Game):
         program, epsilon = self.program, self.radius() if epsilon is None else epsilon
         region = Region.around(self.threat, x, epsilon)
         if self.bound == "symbolic":
-            return METHODS["symbolic"].bound(program, region, y)
+            return METHODS["symbolic"].bound(program, region, y)[:2]
         boxes = program.boxes(region, [program.output])
         margins = program.margins_of(boxes, y)
         if self.bound == "crown-ibp":

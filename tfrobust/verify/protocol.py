@@ -37,7 +37,8 @@ def certify(
     """Counts the images that no attack in the ball can break, proved for each of them.
 
     An image is verified if lower bounds of all margins z_y - z_k over its whole ball (clipped to
-    [0, 1]) lie above what float32 may have rounded away, 1e-5 * max(1, largest bound).
+    [0, 1]) lie above what float32 may have rounded away, 1e-5 * max(1, largest sum |w| |x| + |b| of
+    any layer, and of the linear functions of CROWN).
 
     Args:
         model: Functional Keras classifier that returns logits, masked, pruned or shrunk.
