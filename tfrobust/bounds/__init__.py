@@ -62,7 +62,8 @@ def interval(model, x, threat, epsilon=None):
 
     Raises:
         TypeError: a layer without a rule, or not a functional model.
-        ValueError: images outside of [0, 1], a layer of half precision or of several results.
+        ValueError: images outside of [0, 1], a layer that is called with training=True, is not in
+            float32 or has several results.
 
     Reference: Gowal et al. (2018), On the effectiveness of interval bound propagation for training
     verifiably robust models, https://arxiv.org/abs/1810.12715.

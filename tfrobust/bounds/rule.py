@@ -6,6 +6,7 @@ layer's variables, read when it runs, so bounds follow the weights and can be di
 """
 
 import functools
+import inspect
 import itertools
 import typing
 
@@ -327,17 +328,29 @@ def rule(layer, node):
 register = rule.register
 
 
+def _trains_by_default(layer):
+    """Whether `training=True` is what a call has that says nothing: RandomFlip and its like."""
+    known = inspect.signature(layer.call).parameters.get("training")
+    return known is not None and known.default is True
+
+
 def rules_of(node):
     """The rules that a node runs in turn.
 
     Raises:
         TypeError: no rule is known for the layer.
-        ValueError: the call has no bound, since it has several results or half precision.
+        ValueError: the call has no bound, since it has several results, is in training mode or
+            does not compute in float32.
     """
     layer, what = node.layer, f"layer '{node.name}' ({type(node.layer).__name__})"
     if len(node.outputs) != 1:
         raise ValueError(f"`model` must have layers of one result. Received: {what}")
-    if "16" in getattr(layer, "compute_dtype", "float32"):
+    if node.kwargs.get("training") is True and not _trains_by_default(layer):
+        raise ValueError(
+            "`model` must be built for inference: bounds know no batch statistics and no noise. "
+            f"Received: {what} called with training=True"
+        )
+    if getattr(layer, "compute_dtype", "float32") != "float32":
         raise ValueError(
             f"Bounds are computed in float32, but {what} computes in {layer.compute_dtype}: "
             "build the model with dtype float32."

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from tfrobust import attacks as attack_room
-from tfrobust import contract, graph
+from tfrobust import contract
 from tfrobust.bounds import METHODS, Program, backward
 from tfrobust.evaluate.collect import config_of
 from tfrobust.threats import Threat
@@ -42,12 +42,6 @@ class Plan:
                 f"Received: threat={threat!r}"
             )
         self.threat = threat
-        for node in graph.walk(model).nodes:
-            if node.kwargs.get("training") is True:
-                raise ValueError(
-                    "`model` must be built for inference: bounds know no batch statistics and no "
-                    f"noise. Received: layer '{node.name}' called with training=True"
-                )
         self.program = Program(model)
         self.methods = self._methods(method)
         self.attacks = self._attacks(attacks)

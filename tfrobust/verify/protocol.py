@@ -68,8 +68,8 @@ def certify(
 
     Raises:
         TypeError: a layer without a rule (named), no functional model, no threat.
-        ValueError: layers called with training=True or of half precision, images outside of
-            [0, 1], a net too large for the method, a state file of another run.
+        ValueError: layers called with training=True or not in float32, images outside of [0, 1],
+            a net too large for the method, a state file of another run.
 
     References: Gowal et al. (2018), https://arxiv.org/abs/1810.12715 (interval bounds); Zhang et
     al. (2018), https://arxiv.org/abs/1811.00866 (CROWN); Sehwag et al. (2019),
