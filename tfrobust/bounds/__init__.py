@@ -132,7 +132,7 @@ def class_margins(model, x, y, threat, epsilon=None, method="ibp"):
     """
     x = _images(model, x)
     y = contract.labels(y, contract.classes_of(model), count=len(x))
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(
             f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}"
         )

@@ -1,6 +1,7 @@
 """What a certification was asked for, checked before any work."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -49,11 +50,7 @@ class Plan:
         names = [getattr(a, "name", type(a).__name__) for a in self.attacks]
         self.stages = ["clean", first, *names, *dearer]
         self.grid = self._grid(eps_grid)
-        if not contract.is_number(time_limit) or time_limit <= 0:
-            raise ValueError(
-                f"`time_limit` must be a number of seconds > 0. Received: time_limit={time_limit!r}"
-            )
-        self.time_limit = float(time_limit)
+        self.time_limit = complete.seconds(time_limit)
 
     def _methods(self, method):
         if isinstance(method, str):
@@ -63,7 +60,7 @@ class Plan:
                 method = "crown" if small else "crown-ibp"
             chosen = CASCADES.get(method, (method,))
         else:
-            chosen = tuple(method)
+            chosen = tuple(method) if isinstance(method, Iterable) else ()
         known = (*METHODS, "exact")
         wrong = [name for name in chosen if name not in known]
         if wrong or not chosen or len(set(chosen)) < len(chosen):
@@ -81,7 +78,7 @@ class Plan:
     def _attacks(self, attacks):
         if attacks is None:
             return [attack_room.PGD(self.threat, steps=40, loss="margin")]
-        attacks = [attacks] if hasattr(attacks, "threat") else list(attacks)
+        attacks = list(attacks) if isinstance(attacks, Iterable) else [attacks]
         for attack in attacks:
             if not hasattr(attack, "threat") or not callable(attack):
                 raise TypeError(
