@@ -70,7 +70,7 @@ class Kernel(Rule):
             Tensor `(batch or 1, ...)`, not below the true norms.
         """
         squares = self.linear(self.layer, tf.square(scale), ops.square)
-        reach = tf.sqrt(tf.maximum(squares, 0.0))
+        reach = tf.sqrt(tf.maximum(squares, 1e-30))  # which has a gradient at 0
         if norm == "l1" and isinstance(self.layer, layers.Dense) and scale.shape.rank == 2:
             weights = tf.abs(tf.convert_to_tensor(self.layer.kernel))
             return tf.reduce_max(weights * scale[..., None], -2)
