@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tests import bank, bank_graphs
+from tests import bank, bank_graphs, test_relaxations
 from tests.bank_bounds import assert_contained, assert_margins_hold, model_of, relaxed
 from tests.test_bounds import GRAPHS
 from tfrobust import attacks, bounds
-from tfrobust.bounds import Program, Region
+from tfrobust.bounds import Program, Region, forward
 from tfrobust.threats import L1, L2, Linf
 
 FAST = ("flatten_rows", "pruned")
@@ -118,3 +118,30 @@ def test_gradients_are_finite_where_a_box_ends_at_0(threat, mode):
         gradients = tape.gradient(value, net.trainable_variables)
         assert all(np.isfinite(g).all() for g in gradients)
         assert any((np.asarray(g) != 0).any() for g in gradients)
+
+
+def _no_errors(centre, generators, pixels, region, original=forward._least):
+    return original(centre, generators[:, :pixels], pixels, region)
+
+
+def _with_bias(rule, parts):
+    generators = forward._level(parts)
+    flat = [tf.reshape(g, (-1, *g.shape[2:])) for g in generators]
+    moved = rule(*flat)
+    moved = tf.reshape(moved, (-1, generators[0].shape[1], *moved.shape[1:]))
+    return rule(*(centre for centre, _ in parts)), moved
+
+
+def _lower_line(rule, parts, boxes, count, original=forward._bent):
+    centre, generators = original(rule, parts, boxes, count)
+    return centre - tf.reduce_sum(generators[:, count:], 1), generators
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("_least", _no_errors), ("_affine", _with_bias), ("_bent", _lower_line)]
+)
+def test_wrong_symbolic_intervals_are_noticed(name, wrong, monkeypatch):
+    test_relaxations.test_symbolic_intervals_are_fast_lin(Linf, "relu")
+    monkeypatch.setattr(forward, name, wrong)
+    with pytest.raises(AssertionError):
+        test_relaxations.test_symbolic_intervals_are_fast_lin(Linf, "relu")

@@ -145,19 +145,23 @@ def test_memory_is_bounded_by_chunks(monkeypatch):
     method = bounds.METHODS["crown-ibp"]
     fake = types.SimpleNamespace(size=2**22, classes=10)
     assert method.rows(fake) == 1 and method.rows(Program(net)) >= 256
-    seen, original = [], bounds.buckets.apply
+    seen, handed, original = [], [], bounds.buckets.apply
 
     def watched(function, *arrays, most=None):
         def small(*rows):
             seen.append(len(rows[0]))
             return function(*rows)
 
-        return original(small, *arrays, most=16)
+        handed.append(most)
+        return original(small, *arrays, most=most)
 
     monkeypatch.setattr(bounds.buckets, "apply", watched)
+    monkeypatch.setattr(bounds.methods, "FLOATS", 16 * 9 * 64)  # of 9 rows of 64 pixels
     many = np.tile(x, (8, 1, 1, 1)), np.tile(y, 8)
     found = bounds.margins(net, *many, Linf(0.1), method="crown-ibp")
-    assert seen == [16, 16, 16] and len(found) == 48
+    assert handed == [16] and seen == [16, 16, 16] and len(found) == 48
+    bounds.margins(net, *many, Linf(0.1))  # of 4 x 64 floats
+    assert handed == [16, 36] and seen[3:] == [32, 16]
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -96,6 +96,55 @@ def test_exact_knows_convolutions_and_joins():
         np.testing.assert_allclose(reached, found.margin, atol=1e-4)
 
 
+def test_exact_is_the_closed_form_where_nothing_is_bent():
+    """A linear net, and one whose ReLUs are all on or off: row . c + b - |row| . r."""
+    net, x, y = mlp(0)
+    net.layers[1].bias.assign(net.layers[1].bias + [9.0, -9.0] * 4)
+    net.layers[2].bias.assign(net.layers[2].bias + [99.0, -99.0] * 4)
+    inputs = keras.Input((4,))
+    straight = keras.Model(inputs, layers.Dense(3)(layers.Dense(5)(inputs)))
+    for model in (net, straight):
+        box = Box(*Linf(0.05).box(x))
+        with tf.GradientTape() as tape:
+            centre = box.centre
+            tape.watch(centre)
+            logits = model(centre)
+        jacobian, logits = tape.batch_jacobian(logits, centre).numpy(), logits.numpy()
+        assert Problem(Program(model), Box(box.lower[:1], box.upper[:1])).open == 0
+        for n, label in enumerate(y[:3]):
+            rows = jacobian[n, label] - jacobian[n]
+            margins = logits[n, label] - logits[n] - np.abs(rows) @ box.radius.numpy()[n]
+            found = exact(model, x[n], label, Linf(0.05))
+            wanted = np.delete(margins, label).min()
+            np.testing.assert_allclose(found.margin, wanted, atol=1e-5 * np.abs(logits).max())
+
+
+def test_exact_margins_never_grow_with_the_radius():
+    net, x, y = mlp(1, (3, 5, 5, 3))
+    for n in range(3):
+        margins = [exact(net, x[n], y[n], Linf(e)).margin for e in (0.0, 0.05, 0.1, 0.2, 0.4)]
+        assert (np.diff(margins) <= 1e-6).all() and margins[-1] < margins[0]
+        np.testing.assert_allclose(margins[0], -bank.margins(net, x[n : n + 1], y[n : n + 1])[0],
+                                   atol=1e-4)  # fmt: skip
+
+
+def _no_bias(self, rule, number, sources, original=Problem._affine):
+    before = len(self._ends)
+    original(self, rule, number, sources)
+    self._ends[before:] = [(0.0, 0.0)] * (len(self._ends) - before)
+
+
+def _always_on(self, number, source, lower, upper, low, high, gates, original=Problem._relu):
+    original(self, number, source, np.maximum(lower, 0.0), upper, low, high, gates)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("_affine", _no_bias), ("_relu", _always_on)])
+def test_wrong_constraints_are_noticed(name, wrong, monkeypatch):
+    monkeypatch.setattr(Problem, name, wrong)
+    with pytest.raises(AssertionError):
+        test_milp_is_enumeration_and_bounds_stay_below_it(0)
+
+
 def test_exact_decides_all_and_its_radius_grounds_attacks():
     """Just below the exact radius, by bisection, no attack succeeds; above it the witness does."""
     net, x, _ = mlp(0, (3, 6, 6, 3))
