@@ -1,11 +1,11 @@
-"""What certificates cost: intervals beside `predict`, CROWN-IBP by the number of classes, memory.
+"""What certificates cost: intervals beside `predict`, CROWN-IBP by classes, certified steps.
 
     python -m bench.verify [--rounds 5] [--verify-images 256]
 
-Four sections. `certify` with interval bounds answers, bounds and compares: its floor is one
+Three sections. `certify` with interval bounds answers, bounds and compares: its floor is one
 `predict` of the same images. CROWN-IBP takes one row of coefficients for each class but one: its
-floor is the net with five classes. Memory is the peak of a process of its own that bounds the
-CIFAR-large network, less what the process held before: it must not grow with the images.
+floor is the net with five classes. A step of certified training is measured against a plain one.
+Memory is measured by `python -m bench.memory`.
 """
 
 import functools

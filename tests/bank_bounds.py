@@ -35,14 +35,19 @@ def points(x, epsilon, count):
     return np.clip(x + epsilon * noise, 0, 1).astype("float32").reshape(-1, *x.shape[1:])
 
 
-def assert_contained(model, epsilon=0.05, count=250, images=4, mode=None):
-    """Every value of every layer lies in its box, for 1,000 points; with a mode in CROWN's."""
+def assert_contained(model, epsilon=0.05, count=250, images=4, mode=None, found=None):
+    """Every value of every layer lies in its box, for 1,000 points; with a mode in CROWN's.
+
+    Args:
+        found: Legal points in place of random ones, `(count * images, ...)`, image by image.
+    """
+    count = count if found is None else len(found) // images
     program, x = Program(model), bank.images(images, model.input_shape[1:])
     region = box_of(x, epsilon)
     boxes = program.boxes(region, [program.output])
     if mode:
         boxes = backward.tightened(program, region, mode)
-    values = {0: tf.constant(points(x, epsilon, count))}
+    values = {0: tf.constant(points(x, epsilon, count) if found is None else found)}
     for number, (step, sources) in enumerate(program.steps, 1):
         values[number] = step(*(values[s] for s in sources))
     np.testing.assert_allclose(
@@ -79,12 +84,13 @@ def mlp(seed, widths=(4, 8, 8, 3), activation="relu"):
     return net, x, np.arange(6) % widths[-1]
 
 
-def assert_margins_hold(model, methods, threat=None, count=250, images=4):
+def assert_margins_hold(model, methods, threat=None, count=250, images=4, found=None):
     """No point of the ball has a smaller margin than a bound says, for 1,000 points."""
+    count = count if found is None else len(found) // images
     threat = threat or Linf(0.05)
     program, x = Program(model), bank.images(images, model.input_shape[1:])
     y = np.arange(images) % program.classes
-    many = points(x, threat.epsilon, count)
+    many = points(x, threat.epsilon, count) if found is None else found
     many = threat.project(many, np.tile(x, (count, *[1] * (x.ndim - 1))))
     logits = losses.as_logits(model(many, training=False)).numpy()
     logits = logits.reshape(count, images, program.classes)

@@ -13,6 +13,7 @@ from tfrobust import bounds, graph
 from tfrobust.bounds import Program, elementwise, kernels
 from tfrobust.bounds.rule import Box, Diagonal, Difference, Monotone, Pointwise, Product, Rule, rule
 from tfrobust.threats import Linf
+from tfrobust.training import CertifiedTraining
 
 AFFINE = {
     "dense": lambda: layers.Dense(3),
@@ -184,6 +185,17 @@ def test_a_subclass_does_not_inherit_the_rule_of_a_stock_layer():
         (layers.Activation(lambda x: -x, name="odd"), TypeError, "activation <lambda>.*'odd'"),
         (layers.UpSampling2D(2, interpolation="bicubic", name="odd"), TypeError, "'odd'"),
         (layers.Dense(3, dtype="mixed_float16", name="odd"), ValueError, "'odd'.*dtype float32"),
+        (layers.ReLU(dtype="float64", name="odd"), ValueError, "'odd'.*in float64.*dtype float32"),
+        (
+            lambda x: layers.Dropout(0.5, name="odd")(x, training=True),
+            ValueError,
+            r"built for inference.*'odd' \(Dropout\) called with training=True",
+        ),
+        (
+            lambda x: layers.BatchNormalization(name="odd")(x, training=True),
+            ValueError,
+            "'odd'.*called with training=True",
+        ),
         (lambda x: 1.0 / (1.0 + x), TypeError, "Divide"),
         (lambda x: keras.activations.relu(x, negative_slope=-0.5), TypeError, "ReLU"),
         (lambda x: keras.ops.split(x, 2, axis=1)[0], ValueError, "layers of one result"),
@@ -191,16 +203,20 @@ def test_a_subclass_does_not_inherit_the_rule_of_a_stock_layer():
 )
 def test_what_has_no_bound_is_named(layer, error, match):
     net = _with(layer)
-    with pytest.raises(error, match=match):
-        bounds.interval(net, bank.images(4, SHAPE), Linf(0.1))
+    for bound in (
+        lambda: bounds.interval(net, bank.images(4, SHAPE), Linf(0.1)),
+        lambda: bounds.certified(net, bank.images(2, SHAPE), [0, 1], Linf(0.1)),
+        lambda: CertifiedTraining(net, Linf(0.1)),
+    ):
+        with pytest.raises(error, match=match) as caught:
+            bound()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "layer",
     [
         layers.Dropout(0.5),
-        lambda x: layers.Dropout(0.5)(x, training=True),  # `model(x, training=False)` overrules it
-        lambda x: layers.BatchNormalization()(x, training=True),
         layers.GaussianNoise(0.5),
         layers.GaussianDropout(0.5),
         layers.SpatialDropout2D(0.5),

@@ -157,8 +157,14 @@ def test_kappa_and_crown_follow_the_radius():
     for step in range(5):
         game.step.assign(step)
         seen.append([float(v) for v in (game.radius(), game.share(0.5), game.share(game.crown))])
-    want = [[0, 1, 1], [0.05, 0.75, 0.6], [0.1, 0.5, 0.2], [0.15, 0.5, 0.2], [0.2, 0.5, 0.2]]
+    # The ramp ends at twice the threat's radius, and so do kappa and the share of CROWN.
+    want = [[0, 1, 1], [0.05, 0.875, 0.8], [0.1, 0.75, 0.6], [0.15, 0.625, 0.4], [0.2, 0.5, 0.2]]
     np.testing.assert_allclose(seen, want, atol=1e-6)
+    decay = keras.optimizers.schedules.PolynomialDecay(0.0, 4, 0.2)  # which tells no end
+    other = tr.training.CertifiedTraining(small(), THREAT, epsilon=decay)
+    for step, want in ((1, 0.75), (2, 0.5), (3, 0.5)):
+        other.step.assign(step)
+        np.testing.assert_allclose(other.share(other.kappa), want, atol=1e-6)
     fixed = tr.training.CertifiedTraining(small(), THREAT, kappa=tr.training.Ramp(0.7, length=2))
     fixed.step.assign(1)
     assert float(fixed.share(fixed.kappa)) == pytest.approx(0.35)

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tfrobust as tr
 from tests import bank
 from tests.bank_pruning import dense
+from tests.bank_resume import resumed_equals_unbroken, state, until_killed
 
 THREAT = tr.threats.Linf(0.05)
 layers = keras.layers
@@ -147,3 +148,77 @@ def test_initialization_keeps_the_width_of_boxes(layer):
 def test_what_games_refuse(change, kind, words):
     with pytest.raises(kind, match=words):
         tr.training.CertifiedTraining(dense(), THREAT, **change)
+
+
+def normed():
+    """z = W norm(x) with statistics, scales and kernel by hand."""
+    image = keras.Input((4,))
+    net = keras.Model(image, layers.Dense(3)(layers.BatchNormalization()(image)))
+    rng = np.random.default_rng(0)
+    gamma, beta = rng.normal(size=4), rng.normal(size=4)
+    kernel, bias = rng.normal(size=(4, 3)), rng.normal(size=3)
+    net.layers[1].set_weights([gamma, beta, rng.uniform(size=4), rng.uniform(0.1, 0.2, size=4)])
+    net.layers[2].set_weights([kernel, bias])
+    return net
+
+
+def test_batch_statistics_for_clean_images_moving_ones_for_bounds():
+    net, x, y = normed(), 0.2 + 0.6 * bank.images(6, (4,)), np.arange(6) % 3
+    weights = [w for layer in net.layers for w in layer.get_weights()]
+    gamma, beta, mean, variance, kernel, bias = (w.astype(float) for w in weights)
+
+    def logits(x, mean, variance):
+        return (gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta) @ kernel + bias
+
+    game = tr.training.CertifiedTraining(net, THREAT, kappa=0.3)
+    game.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    logs = game.fit(x, y, batch_size=6, verbose=0).history
+    # What the bounds read is what the clean pass has left behind: statistics moved by 1 %.
+    mean, variance = 0.99 * mean + 0.01 * x.mean(0), 0.99 * variance + 0.01 * x.var(0)
+    at = logits(x, mean, variance)
+    slopes = (gamma / np.sqrt(variance + 1e-3))[:, None] * kernel
+    reach = 0.05 * np.abs(slopes.T[y][:, None] - slopes.T[None]).sum(-1)
+    least = at[np.arange(6), y][:, None] - at - reach
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    worst = float(entropy(y, -least))
+    clean = float(entropy(y, logits(x, x.mean(0), x.var(0))))
+    assert logs["robust_loss"][0] == pytest.approx(worst, rel=1e-5)
+    assert logs["loss"][0] == pytest.approx(0.3 * clean + 0.7 * worst, rel=1e-5)
+    assert abs(clean - float(entropy(y, at))) > 0.01
+
+
+def test_mixtrain_weighs_what_it_draws():
+    """k = batch without replacement: mean of w (CE + 0.5 RCE)."""
+    net, x, y = normed(), bank.images(6, (4,)), np.arange(6) % 3
+    weight = np.array([1, 2, 0, 0.5, 1, 3], "float32")
+    net.layers[1].trainable = False  # clean images have moving statistics, too
+    game = tr.training.MixTrain(
+        net, THREAT, k=6, alpha=1.0, weight=0.5, replacement=False, bound="ibp"
+    )
+    game.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    logs = game.fit(x, y, sample_weight=weight, batch_size=6, verbose=0).history
+    margins, _ = game.bounded(tf.constant(x), tf.constant(y))
+    robust, clean = (tr.losses.cross_entropy(z, y).numpy() for z in (-margins, net(x)))
+    assert logs["robust_loss"][0] == pytest.approx((weight * robust).mean(), rel=1e-5)
+    assert logs["loss"][0] == pytest.approx((weight * (clean + 0.5 * robust)).mean(), rel=1e-5)
+
+
+def test_a_killed_certified_training_goes_on(tmp_path):
+    """The radius, the weight that grows, what is drawn and momentum, bit for bit."""
+    x, y = bank.images(24, (4,)), np.arange(24) % 3
+
+    def train(seed, *callbacks):
+        keras.utils.set_random_seed(seed)
+        image = keras.Input((4,))
+        net = keras.Model(image, layers.Dense(3)(layers.Dense(5, activation="relu")(image)))
+        game = tr.training.MixTrain(
+            net, THREAT, k=2, alpha=0.7, bound="ibp", seed=3,
+            epsilon=tr.training.Ramp(0.05, length=8, begin=1),
+            weight=tr.training.Growth(0.1, 2.5, every=3, begin=2),
+        )  # fmt: skip
+        game.compile(keras.optimizers.SGD(0.1, momentum=0.9), run_eagerly=True)
+        options = {"epochs": 4, "verbose": 0, "shuffle": False, "callbacks": list(callbacks)}
+        until_killed(game.fit, tr.data.Batches(x, y, 8, seed=0), **options)
+        return state(game)
+
+    resumed_equals_unbroken(train, tmp_path, kill=5, save_freq=2)

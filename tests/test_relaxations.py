@@ -8,10 +8,12 @@ from keras import layers
 
 from tests import bank, bank_graphs
 from tests.bank_bounds import assert_contained, assert_margins_hold, mlp, model_of, relaxed
+from tests.bank_masks import FixedMask, randomize, shut
 from tests.test_bounds import GRAPHS, by_hand
 from tfrobust import bounds, shrink
 from tfrobust.bounds import METHODS, Program, Region, backward
 from tfrobust.threats import L1, L2, Linf
+from tfrobust.verify import exact
 
 FAST = ["mask_before_norm_same", "squeeze_and_excite"]
 SLOW = [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in GRAPHS]
@@ -242,6 +244,30 @@ def test_chunks_do_not_change_bounds():
     )
 
 
+def assert_shrunk(net, x, ours, theirs):
+    """1e-5 of the largest logit or margin, as shrinking itself."""
+    slack = 1e-5 * max(1.0, np.abs(net(x, training=False)).max(), np.abs(ours).max())
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=slack)
+
+
+def test_dearer_bounds_know_no_masks_either():
+    """Full CROWN, symbolic intervals and complete verification of a masked and a shrunk net."""
+    keras.utils.set_random_seed(0)
+    inputs = h = keras.Input((4,))
+    for _ in range(2):
+        h = FixedMask()(layers.Dense(8, "relu")(h))
+    net = shut(randomize(keras.Model(inputs, layers.Dense(3)(h))))
+    small, x, y = shrink.compact(net), bank.images(3, (4,)), np.arange(3)
+    assert small.count_params() < net.count_params() - 30
+    region = region_of(x, 0.2)
+    for method in ("full zero", "full adaptive", "full parallel", "symbolic"):
+        ours, theirs = (relaxed(Program(m), region, y, method) for m in (net, small))
+        assert_shrunk(net, x, ours, theirs)
+    ours, theirs = ([exact(m, *row, Linf(0.2)).margin for row in zip(x, y, strict=True)]
+                    for m in (net, small))  # fmt: skip
+    assert_shrunk(net, x, ours, np.array(theirs))
+
+
 @pytest.mark.parametrize("name", SLOW)
 def test_a_masked_model_has_the_bounds_of_its_shrunk_twin(name):
     net = GRAPHS[name]()
@@ -251,9 +277,7 @@ def test_a_masked_model_has_the_bounds_of_its_shrunk_twin(name):
     region = region_of(x, 0.02)
     for method in ("zero", "adaptive"):
         ours, theirs = (relaxed(Program(m), region, y, method) for m in (net, small))
-        # What float32 may round in bounds of this size, as certificates allow for it.
-        slack = METHODS["ibp"](Program(net), region, y).numpy()[:, -1:]
-        assert (np.abs(ours - theirs) <= slack).all(), np.abs(ours - theirs).max()
+        assert_shrunk(net, x, ours, theirs)
 
 
 # --- invariants ----------------------------------------------------------------------------------
@@ -356,8 +380,8 @@ def test_robust_cross_entropy_is_above_that_of_every_point():
 
 def test_epsilon_is_a_tensor_and_nothing_retraces(monkeypatch):
     traces = []
-    original = backward.margins
-    monkeypatch.setattr(backward, "margins", lambda *a: traces.append(0) or original(*a))
+    original = backward.sized
+    monkeypatch.setattr(backward, "sized", lambda *a: traces.append(0) or original(*a))
     net, x, y = mlp(0)
     before = [bounds.margins(net, x, y, Linf(e), method="crown-ibp") for e in (0.0, 0.1, 0.3)]
     assert len(traces) == 2  # one for each slope

@@ -54,14 +54,23 @@ def test_tightness_by_hand_and_its_fading():
 
 
 def test_balance_by_hand():
-    """Centres on: 1, 3 (mean 2, variance 1); off: -8, -8.2 (mean -8.1, variance 0.01)."""
-    centre = tf.constant([[1.0, 3.0, -8.0, -8.2, 0.0]])
-    box = Box(centre - 0.5, centre + 0.5)
-    image = Box(tf.zeros((1, 2)), tf.ones((1, 2)))
-    found = tr.training.ReLUBalance(1.0, 0.5).of([box], image).numpy()
-    np.testing.assert_allclose(found, [(0.5 - 2 / 8.1) / 0.5 + (0.5 - 0.01) / 0.5], rtol=1e-4)
-    on = Box(centre + 10, centre + 11)
-    assert tr.training.ReLUBalance(1.0, 0.5).of([on], image).numpy() == 0
+    """Centres 1, 3 on; -8, -12 off; 0 open: 4 / 20, and about the mean -3.2 of all of them."""
+    centre = tf.constant([[1.0, 3.0], [-8.0, -12.0], [0.0, -3.2]])
+    box = Box(centre - 0.5, centre + [[0.5, 0.5], [0.5, 0.5], [0.5, 4.0]])
+    centre = box.centre.numpy()
+    mean = centre.mean()
+    means = 4 / 20
+    spreads = ((1 - mean) ** 2 + (3 - mean) ** 2) / ((-8 - mean) ** 2 + (-12 - mean) ** 2)
+    assert mean == pytest.approx(-2.9083, abs=1e-3) and 0.4 < spreads < 0.5
+    image, balance = Box(tf.zeros((3, 2)), tf.ones((3, 2))), tr.training.ReLUBalance(1.0, 0.5)
+    want = (0.5 - means) / 0.5 + (0.5 - spreads) / 0.5
+    np.testing.assert_allclose(balance.of([box], image), 3 * [want], rtol=1e-4)
+    # Which kind has more does not matter, nor who is open; a layer of one kind costs the most.
+    turned = Box(-box.upper, -box.lower)
+    np.testing.assert_allclose(balance.of([turned], image), 3 * [want], rtol=1e-4)
+    for shift, cost in ((20, 2), (-20, 2)):
+        assert balance.of([Box(box.lower + shift, box.upper + shift)], image).numpy()[0] == cost
+    assert balance.of([Box(box.lower - 20, box.upper + 20)], image).numpy()[0] == 0
 
 
 def test_kinks_are_told_by_what_they_do():
@@ -72,6 +81,18 @@ def test_kinks_are_told_by_what_they_do():
     program = Program(net)
     assert len(kinks(program)) == 3  # relu, leaky_relu, relu6
     assert tf.function(lambda: tf.constant(kinks(program)))().shape == (3,)
+
+
+@pytest.mark.parametrize("shared", [None, [1, 2]])
+def test_a_prelu_has_a_kink(shared):
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.PReLU(shared_axes=shared)(keras.layers.Conv2D(4, 3)(inputs))
+    net = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+    program = Program(net)
+    assert kinks(program) == [1] == program.bent
+    found = value(tr.training.ReLUStability(1.0), tr.training.CertifiedTraining(net, THREAT),
+                  np.full((1, 6, 6, 1), 0.5, "float32"))  # fmt: skip
+    assert -64 < found[0] < 0  # of 4 x 4 x 4 tanh
 
 
 def test_initialisation_keeps_the_width_of_boxes():
@@ -103,6 +124,29 @@ def test_kernels_behind_a_sum_are_halved():
     assert tr.training.ibp_initialization(net) == ["a", "b"]
     scales = [net.get_layer(name).get_weights()[0].std() * 64 for name in "ab"]
     np.testing.assert_allclose(scales, np.sqrt(2 * np.pi) * np.array([1, 0.5]), rtol=0.05)
+
+
+JOINS = {
+    "Add": 0.5,
+    "Subtract": 0.5,
+    "Average": 1.0,
+    "Concatenate": 1.0,
+    "Multiply": 1.0,
+    "Maximum": 1.0,
+}
+
+
+@pytest.mark.parametrize("join", JOINS)
+def test_kernels_behind_other_joins_are_not(join):
+    inputs = keras.Input((64,))
+    x = keras.layers.Dense(64, name="a")(inputs)
+    x = keras.layers.ReLU()(getattr(keras.layers, join)()([inputs, x]))
+    x = keras.layers.ReLU()(keras.layers.Dense(64, name="b")(x))
+    net = keras.Model(inputs, keras.layers.Dense(2)(x))
+    tr.training.ibp_initialization(net)
+    kernel = net.get_layer("b").get_weights()[0]
+    want = JOINS[join] * np.sqrt(2 * np.pi)
+    assert kernel.std() * len(kernel) == pytest.approx(want, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["ReLUStability", "BoxTightness", "ReLUBalance"])

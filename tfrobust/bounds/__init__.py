@@ -24,7 +24,7 @@ from tfrobust import buckets, contract
 from tfrobust.bounds import backward, forward, joins  # noqa: F401  (joins registers its rules)
 from tfrobust.bounds.methods import METHODS
 from tfrobust.bounds.program import Program
-from tfrobust.bounds.region import Region
+from tfrobust.bounds.region import DUALS, Region
 from tfrobust.bounds.rule import Box, Monotone, Pointwise, Rule, register, rule
 from tfrobust.threats import Threat
 
@@ -53,8 +53,8 @@ def interval(model, x, threat, epsilon=None):
     Args:
         model: Functional Keras classifier.
         x: Float images in [0, 1], `(batch, ...)`.
-        threat: `tr.threats.Linf`; the bounds for L2 and L1 are those of the box around their ball,
-            |.|_inf <= |.|_2 <= |.|_1: sound, but looser than the ball allows.
+        threat: `tr.threats.Linf`, or `L2` and `L1`: behind the first kernel their boxes are those
+            of its rows' dual norms, before it those around the ball (|.|_inf <= |.|_2 <= |.|_1).
         epsilon: Float, radius instead of the threat's.
 
     Returns:
@@ -62,7 +62,8 @@ def interval(model, x, threat, epsilon=None):
 
     Raises:
         TypeError: a layer without a rule, or not a functional model.
-        ValueError: images outside of [0, 1], a layer of half precision or of several results.
+        ValueError: images outside of [0, 1], a layer that is called with training=True, is not in
+            float32 or has several results.
 
     Reference: Gowal et al. (2018), On the effectiveness of interval bound propagation for training
     verifiably robust models, https://arxiv.org/abs/1810.12715.
@@ -79,7 +80,7 @@ def interval(model, x, threat, epsilon=None):
     (-0.2, 0.2)
     """
     x = _images(model, x)
-    both = _apply(_stacked, model, *_box(threat, x, epsilon))
+    both = _apply(_stacked, model, threat, x, epsilon)
     return both[:, 0], both[:, 1]
 
 
@@ -91,7 +92,7 @@ def margins(model, x, y, threat, epsilon=None, method="ibp"):
 
     Args:
         model, x, threat, epsilon: as for `interval`; the linear relaxations (every method but
-            "ibp") know L2 and L1 balls themselves and not only their boxes.
+            "ibp") know L2 and L1 balls throughout.
         y: Integer labels `(batch,)`.
         method: Name of `METHODS`: "ibp", "crown-ibp", "crown" or "symbolic".
 
@@ -99,7 +100,7 @@ def margins(model, x, y, threat, epsilon=None, method="ibp"):
         NumPy `(batch,)`; above 0 (up to float32 rounding, which `certified` allows for) no legal
         point changes the answer y. -inf where a bound overflows.
     """
-    return _worst(model, x, y, threat, epsilon, method)[0]
+    return _least(model, x, y, threat, epsilon, method)[0]
 
 
 def certified(model, x, y, threat, epsilon=None, method="ibp"):
@@ -109,10 +110,10 @@ def certified(model, x, y, threat, epsilon=None, method="ibp"):
         model, x, y, threat, epsilon, method: as for `margins`.
 
     Returns:
-        NumPy bool `(batch,)`: margin > 1e-5 * max(1, largest bound of any layer). Holds for the
-        float32 Keras model, not for a quantized export of it.
+        NumPy bool `(batch,)`: margin > 1e-5 * max(1, the largest sum |w| |x| + |b| of any layer on
+        the ball). Holds for the float32 Keras model, not for a quantized export of it.
     """
-    margin, rounding = _worst(model, x, y, threat, epsilon, method)
+    margin, rounding = _least(model, x, y, threat, epsilon, method)
     return margin > rounding
 
 
@@ -131,36 +132,25 @@ def class_margins(model, x, y, threat, epsilon=None, method="ibp"):
     """
     x = _images(model, x)
     y = contract.labels(y, contract.classes_of(model), count=len(x))
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(
             f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}"
         )
     chosen = METHODS[method]
     program = _programs(model)
     chosen.check(program)
-    radius = np.full(len(x), _radius(threat, epsilon), np.float32)
-    kind = type(threat)(0.0)  # one graph for all radii
-
-    def function(program, x, radius, y):
-        return chosen(program, Region.around(kind, x, radius[0]), y)
-
-    most = chosen.rows(program)
-    both = _apply(function, model, x, radius, y, key=(method, kind), most=most)
+    both = _apply(chosen, model, threat, x, epsilon, y, most=chosen.rows(program))
     return both[:, :-1], both[:, -1]
 
 
-def _worst(model, x, y, threat, epsilon, method):
-    if method == "ibp":
-        x = _images(model, x)
-        y = contract.labels(y, contract.classes_of(model), count=len(x))
-        return _apply(Program.worst, model, *_box(threat, x, epsilon), y).T
+def _least(model, x, y, threat, epsilon, method):
     margins, rounding = class_margins(model, x, y, threat, epsilon, method)
     other = np.asarray(y).reshape(-1, 1) != np.arange(margins.shape[1])
     return np.where(other, margins, np.inf).min(-1), rounding
 
 
-def _stacked(program, box):
-    return tf.stack(program.interval(box), 1)
+def _stacked(program, region):
+    return tf.stack(program.interval(region), 1)
 
 
 def _images(model, x):
@@ -179,11 +169,6 @@ def _radius(threat, epsilon):
     return threat.epsilon if epsilon is None else type(threat)(epsilon).epsilon
 
 
-def _box(threat, x, epsilon):
-    radius = _radius(threat, epsilon)
-    return [bound.numpy() for bound in threat.box(x, radius)]
-
-
 _compiled, _known = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
 
 
@@ -194,18 +179,22 @@ def _programs(model):
     return _known[model]
 
 
-def _apply(method, model, first, second, *others, key=None, most=None):
-    """Runs `method(program, box, ...)`, compiled once per model, on padded rows."""
+def _apply(method, model, threat, x, epsilon, *others, most=None):
+    """Runs `method(program, region, ...)` on padded rows, compiled once per model and norm."""
+    radius = _radius(threat, epsilon)
+    lower, upper = (bound.numpy() for bound in threat.box(x, radius))
+    norm = threat.norm if threat.norm in DUALS else None
     known = _compiled.setdefault(model, {})
-    place = key or method
-    if place not in known:
+    if (method, norm) not in known:
         program = Program(model)
 
         @tf.function(reduce_retracing=True)
-        def function(*arrays):
-            if key is None:
-                return method(program, Box(*arrays[:2]), *arrays[2:])
-            return method(program, *arrays)
+        def function(x, radius, lower, upper, *others):
+            region = Region(Box(lower, upper))
+            if norm is not None:
+                region = Region(region.box, x, radius[0], norm)
+            return method(program, region, *others)
 
-        known[place] = function
-    return buckets.apply(lambda *rows: known[place](*rows[:-1]), first, second, *others, most=most)
+        known[method, norm] = function
+    arrays = x, np.full(len(x), radius, np.float32), lower, upper, *others
+    return buckets.apply(lambda *rows: known[method, norm](*rows[:-1]), *arrays, most=most)

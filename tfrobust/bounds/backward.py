@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.bounds.region import Region
-from tfrobust.bounds.rule import Box
+from tfrobust.bounds.rows import dot
+from tfrobust.bounds.rule import Box, largest
 
 MEMORY = 2**24  # floats that the coefficients of one layer may take: 64 MiB
 
@@ -40,17 +41,30 @@ def pull(program, boxes, rows, number, mode):
         `(rows, offset)`: coefficients of the image and constants `(batch, functions)` of functions
         that are nowhere above the given ones.
     """
+    return _pulled(program, boxes, rows, number, mode)[:2]
+
+
+def _pulled(program, boxes, rows, number, mode):
+    """`pull`, and the sum of the absolute constants `(batch, functions)`."""
     waiting, offset = {number: rows}, tf.zeros(tf.shape(rows)[:2])
+    size = offset
     for place in range(number, 0, -1):
         if place in waiting:
             rule, sources = program.steps[place - 1]
             parts, constant = rule.back(waiting.pop(place), [boxes[s] for s in sources], mode)
-            offset += constant
+            offset, size = offset + constant, size + tf.abs(constant)
             for source, part in zip(sources, parts, strict=True):
                 if part is not None:
                     waiting[source] = waiting[source] + part if source in waiting else part
     shape = tf.concat([tf.shape(rows)[:2], tf.shape(boxes[0].lower)[1:]], 0)
-    return waiting.get(0, tf.zeros(shape)), offset
+    return waiting.get(0, tf.zeros(shape)), offset, size
+
+
+def _least(program, region, boxes, rows, number, mode):
+    """The least values on the region and how much was added up: `(batch, functions, 2)`."""
+    rows, offset, size = _pulled(program, boxes, rows, number, mode)
+    size += dot(tf.abs(rows), region.box.size)
+    return tf.stack([region.least(rows) + offset, size], -1)
 
 
 def margins(program, region, y, mode, boxes=None, memory=None):
@@ -68,6 +82,14 @@ def margins(program, region, y, mode, boxes=None, memory=None):
         memory: Floats that one layer's coefficients may take; classes are then taken in turn where
             a batch of all of them takes more. None: all at once (what training wants).
     """
+    return sized(program, region, y, mode, boxes, memory)[0]
+
+
+def sized(program, region, y, mode, boxes=None, memory=None):
+    """`margins`, and the largest |row| |x| + sum |constant| of their functions, `(batch,)`.
+
+    These terms may cancel; `Program.rounding` allows for what float32 loses then.
+    """
     region = Region.of(region)
     if boxes is None:
         boxes = program.boxes(region, [program.output])
@@ -77,18 +99,18 @@ def margins(program, region, y, mode, boxes=None, memory=None):
 
     def least(chosen):
         rows = tf.gather(pair, y)[:, None] - tf.gather(pair, chosen)
-        rows, offset = pull(program, boxes, rows, program.output, mode)
-        return region.least(rows) + offset
+        return _least(program, region, boxes, rows, program.output, mode)
 
     if memory is None:
-        lower = least(others)
+        found = least(others)
     else:
-        lower = _in_turn(least, others, _functions(program, y, memory))
-    lower = tf.concat([lower, tf.zeros_like(lower[:, :1])], 1)
-    return tf.gather(lower, (tf.range(classes) - y[:, None] - 1) % classes, batch_dims=1)
+        found = _in_turn(least, others, _functions(program, y, memory), like=(2,))
+    lower = tf.concat([found[..., 0], tf.zeros_like(found[:, :1, 0])], 1)
+    lower = tf.gather(lower, (tf.range(classes) - y[:, None] - 1) % classes, batch_dims=1)
+    return lower, largest(found[..., 1])
 
 
-def tightened(program, region, mode, memory=MEMORY):
+def tightened(program, region, mode, memory=MEMORY, sizes=None):
     """Boxes of all values, those of `program.bent` by a backward pass for each loose neuron.
 
     Neurons whose relaxation no tighter box would change (a ReLU that is always on or off) are left
@@ -97,6 +119,7 @@ def tightened(program, region, mode, memory=MEMORY):
     Args:
         program, region, mode: as for `margins`.
         memory: Floats that one layer's coefficients may take.
+        sizes: Optional list to add the tensors `(batch,)` of `sized` to, one for each value.
 
     Returns:
         {number: `Box`}, nowhere wider than the intervals.
@@ -122,13 +145,16 @@ def tightened(program, region, mode, memory=MEMORY):
                 loose |= parts[sources.index(number)]
             else:  # the other input is yet to come
                 loose |= box.lower < box.upper
-        return _neurons(program, region, boxes, number, loose, mode, memory)
+        tight, size = _neurons(program, region, boxes, number, loose, mode, memory)
+        if sizes is not None:
+            sizes.append(size)
+        return tight
 
     return program.boxes(region, [program.output], tighten)
 
 
 def _neurons(program, region, boxes, number, loose, mode, memory):
-    """The box of one value, tightened where `loose`."""
+    """The box of one value, tightened where `loose`, and the size of what it was made of."""
     box = boxes[number]
     shape = tf.shape(box.lower)
     size = tf.reduce_prod(shape[1:])
@@ -145,20 +171,21 @@ def _neurons(program, region, boxes, number, loose, mode, memory):
         )
         found = []
         for sign in (1.0, -1.0):
-            rows, offset = pull(program, boxes, sign * one, number, mode)
-            found.append(sign * (region.least(rows) + offset))
+            ends = _least(program, region, boxes, sign * one, number, mode)
+            found += [sign * ends[..., 0], ends[..., 1]]
         return tf.stack(found, -1)
 
     count = _functions(program, box.lower, memory)
-    found = _in_turn(least, order, count, like=(2,))
+    found = _in_turn(least, order, count, like=(4,))
     batch = tf.repeat(tf.range(shape[0])[:, None], tf.shape(order)[1], 1)
     where = tf.stack([batch, order], -1)
     flat = (tf.reshape(bound, (shape[0], size)) for bound in box)
     ends = [
-        tf.reshape(tf.tensor_scatter_nd_update(bound, where, found[..., end]), shape)
+        tf.reshape(tf.tensor_scatter_nd_update(bound, where, found[..., 2 * end]), shape)
         for end, bound in enumerate(flat)
     ]
-    return Box(*(tf.ensure_shape(end, box.lower.shape) for end in ends))
+    box = Box(*(tf.ensure_shape(end, box.lower.shape) for end in ends))
+    return box, largest(found[..., 1::2])
 
 
 def _functions(program, batch, memory):

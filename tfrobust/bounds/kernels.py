@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from tfrobust.bounds.elementwise import fused
-from tfrobust.bounds.rule import Box, Rule, rule
+from tfrobust.bounds.rule import Box, Rule, largest, rule
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
@@ -48,6 +48,17 @@ class Kernel(Rule):
         radius = tf.maximum(self.linear(self.layer, box.radius, ops.abs), 0.0)
         return Box(centre - radius, centre + radius)
 
+    def size(self, box):
+        layer, bias = self.layer, self.layer.bias
+        if isinstance(layer, CONVOLUTIONS) and layer.groups == 1:
+            # As if each channel had its largest value in all places: a matrix is enough.
+            peaks = tf.reduce_max(box.size, range(1, box.lower.shape.rank - 1))
+            weights = tf.abs(tf.convert_to_tensor(layer.kernel))
+            sums = tf.matmul(peaks, tf.reduce_sum(weights, range(weights.shape.rank - 2)))
+        else:
+            sums = self.linear(layer, box.size, ops.abs)
+        return largest(sums if bias is None else sums + tf.abs(tf.convert_to_tensor(bias)))
+
     def reach(self, scale, norm):
         """Dual norms of the rows of the map from a ball whose axes were scaled to the result.
 
@@ -59,7 +70,7 @@ class Kernel(Rule):
             Tensor `(batch or 1, ...)`, not below the true norms.
         """
         squares = self.linear(self.layer, tf.square(scale), ops.square)
-        reach = tf.sqrt(tf.maximum(squares, 0.0))
+        reach = tf.sqrt(tf.maximum(squares, 1e-30))  # which has a gradient at 0
         if norm == "l1" and isinstance(self.layer, layers.Dense) and scale.shape.rank == 2:
             weights = tf.abs(tf.convert_to_tensor(self.layer.kernel))
             return tf.reduce_max(weights * scale[..., None], -2)

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.bounds import backward, forward
-from tfrobust.bounds.program import worst
 
 FLOATS = 2**24  # what the coefficients of a batch may take in the widest layer, 64 MiB
 
@@ -25,7 +24,7 @@ class Method:
 
     Attributes:
         name: As users write it.
-        bound: `(program, region, y) -> (margins, boxes)`.
+        bound: `(program, region, y) -> (margins, boxes, sizes)`, as for `Program.rounding`.
         each: `program -> floats` of coefficients that one image takes in the widest layer.
         limit: The most floats for one image, or None.
     """
@@ -36,12 +35,12 @@ class Method:
     limit: int | None = None
 
     def __call__(self, program, region, y):
-        margins, boxes = self.bound(program, region, y)
-        rounding = worst(margins, y, boxes)
+        margins, boxes, sizes = self.bound(program, region, y)
+        rounding = program.rounding(boxes, sizes)
+        finite = tf.reduce_all(tf.math.is_finite(margins), -1) & tf.math.is_finite(rounding)
         other = tf.one_hot(losses.as_labels(y, program.classes), program.classes) == 0
-        finite = tf.math.is_finite(rounding[:, :1])
-        margins = tf.where(other & ~finite, -float("inf"), margins)
-        return tf.concat([margins, rounding[:, 1:]], -1)
+        margins = tf.where(other & ~finite[:, None], -float("inf"), margins)
+        return tf.concat([margins, rounding[:, None]], -1)
 
     def rows(self, program):
         """Images that a batch may hold."""
@@ -72,30 +71,29 @@ class Method:
 
 def _ibp(program, region, y):
     boxes = program.boxes(region, [program.output])
-    return program.margins_of(boxes, y), boxes
+    return program.margins_of(boxes, y), boxes, []
 
 
 def _crown_ibp(program, region, y):
-    margins, boxes = _ibp(program, region, y)
+    margins, boxes, sizes = _ibp(program, region, y)
     for mode in ("zero", "adaptive"):
-        margins = tf.maximum(
-            margins, backward.margins(program, region, y, mode, boxes, backward.MEMORY)
-        )
-    return margins, boxes
+        found, size = backward.sized(program, region, y, mode, boxes, backward.MEMORY)
+        margins, sizes = tf.maximum(margins, found), [*sizes, size]
+    return margins, boxes, sizes
 
 
 def _crown(program, region, y):
-    margins, wide = _ibp(program, region, y)
+    margins, wide, sizes = _ibp(program, region, y)
     for mode in ("zero", "adaptive"):
-        boxes = backward.tightened(program, region, mode)
-        found = backward.margins(program, region, y, mode, boxes, backward.MEMORY)
-        margins = tf.maximum(margins, found)
-    return margins, wide
+        boxes = backward.tightened(program, region, mode, sizes=sizes)
+        found, size = backward.sized(program, region, y, mode, boxes, backward.MEMORY)
+        margins, sizes = tf.maximum(margins, found), [*sizes, size]
+    return margins, wide, sizes
 
 
 def _symbolic(program, region, y):
-    margins, boxes = _ibp(program, region, y)
-    return tf.maximum(margins, forward.margins(program, region, y)), boxes
+    margins, boxes, sizes = _ibp(program, region, y)
+    return tf.maximum(margins, forward.margins(program, region, y)), boxes, sizes
 
 
 def _classes(program):

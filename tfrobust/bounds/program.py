@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfrobust import graph, losses
 from tfrobust.bounds.kernels import Kernel
 from tfrobust.bounds.region import Region
-from tfrobust.bounds.rule import Box, Diagonal, Move, rules_of
+from tfrobust.bounds.rule import Box, Diagonal, Move, largest, rules_of
 
 PAIRS = 2**22  # floats that the differences of all pairs of rows may take
 
@@ -181,30 +181,27 @@ class Program:
         radii = tf.add_n([_radii(row, box.radius, y) for row, box in parts])
         return tf.gather(logits, y, batch_dims=1)[:, None] - logits - radii
 
-    def worst(self, region, y):
-        """The smallest of `margins` over k != y, and what rounding may have added to it.
+    def rounding(self, boxes, sizes=()):
+        """What float32 may have added to margins that were made with these boxes.
+
+        Args:
+            boxes: {number: `Box`}.
+            sizes: Further tensors `(batch,)`, numbers that were added up on the way.
 
         Returns:
-            `(batch, 2)`: the margin (-inf where anything overflows) and 1e-5 * max(1, the largest
-            bound of any layer on the way).
+            `(batch,)`: 1e-5 * max(1, the largest number that was added up in any layer, sum
+            |w| |x| + |b|, which may be much larger than what is left of it).
         """
-        boxes = self.boxes(region, [self.output])
-        return worst(self.margins_of(boxes, y), y, boxes)
-
-
-def worst(margins, y, boxes):
-    """`Program.worst` of margins `(batch, classes)` that were made with these boxes."""
-    classes = margins.shape[-1]
-    other = tf.one_hot(losses.as_labels(y, classes), classes) == 0
-    finite = tf.reduce_all(tf.math.is_finite(margins), -1)
-    smallest = tf.reduce_min(tf.where(other, margins, tf.float32.max), -1)
-    largest = tf.ones_like(smallest)
-    for bound in boxes.values():
-        size = tf.maximum(-bound.lower, bound.upper)
-        sizes = tf.reshape(size, (tf.shape(smallest)[0], -1))
-        finite &= tf.reduce_all(tf.math.is_finite(sizes), -1)
-        largest = tf.maximum(largest, tf.reduce_max(sizes, -1))
-    return tf.stack([tf.where(finite, smallest, -float("inf")), 1e-5 * largest], -1)
+        sizes = [tf.ones_like(boxes[0].lower[(slice(None), *[0] * len(self.shapes[0]))]), *sizes]
+        for number, box in boxes.items():
+            sizes.append(largest(box.size))
+            if number:
+                rule, sources = self.steps[number - 1]
+                sizes.append(rule.size(*(boxes[s] for s in sources)))
+        # A maximum may lose a NaN (XLA): what is not finite stays so in a sum.
+        sizes = tf.stack([size for size in sizes if size is not None])
+        finite = tf.reduce_all(tf.math.is_finite(sizes), 0)
+        return tf.where(finite, 1e-5 * tf.reduce_max(sizes, 0), float("inf"))
 
 
 def _radii(rows, radius, y):

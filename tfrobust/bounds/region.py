@@ -16,7 +16,8 @@ from tfrobust.bounds.rule import Box
 
 # Norm of a threat -> function of a vector's entries (its last axis) that gives the dual norm.
 DUALS = {
-    "l2": lambda rows: tf.sqrt(tf.reduce_sum(tf.square(rows), -1)),
+    # Zeros have a gradient too (the root's own is infinite there): 0.
+    "l2": lambda rows: tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(rows), -1), 1e-30)),
     "l1": lambda rows: tf.reduce_max(tf.abs(rows), -1),
 }
 

@@ -6,6 +6,7 @@ layer's variables, read when it runs, so bounds follow the weights and can be di
 """
 
 import functools
+import inspect
 import itertools
 import typing
 
@@ -30,6 +31,11 @@ class Box(typing.NamedTuple):
     @property
     def radius(self):
         return 0.5 * (self.upper - self.lower)
+
+    @property
+    def size(self):
+        """The largest absolute values."""
+        return tf.maximum(-self.lower, self.upper)
 
     def meet(self, other):
         """What lies in both of two boxes around the same values (rounding may not empty it)."""
@@ -72,6 +78,15 @@ class Rule:
     def interval(self, *boxes):
         """A `Box` that holds the result for all inputs in `boxes`."""
         raise TypeError(f"{type(self).__name__} must define interval()")
+
+    def size(self, *boxes):
+        """The largest number that the call adds up on its way, where its terms may cancel.
+
+        Returns:
+            `(batch,)`, not below sum |w| |x| + |b| for any x in `boxes`; None where nothing is
+            larger than what is in the boxes.
+        """
+        return None
 
     def back(self, rows, boxes, mode):
         """Linear functions of the inputs below linear functions of the result.
@@ -218,6 +233,10 @@ class Diagonal(Pointwise):
 
     affine = True
 
+    def size(self, box):
+        offset = self(tf.zeros_like(box.lower[:1]))
+        return largest(tf.abs(self(box.size) - offset) + tf.abs(offset))
+
 
 class Difference(Rule):
     """The first input minus the second."""
@@ -276,6 +295,11 @@ class Product(Rule):
         return plane[2] + sum(a * b.centre - sign * tf.abs(a) * b.radius for a, b in parts)
 
 
+def largest(values):
+    """The largest value of each row of a batch: `(batch,)`."""
+    return tf.reduce_max(tf.reshape(values, (tf.shape(values)[0], -1)), -1)
+
+
 def hull(values):
     """The smallest `Box` that holds some tensors of one shape."""
     return Box(functools.reduce(tf.minimum, values), functools.reduce(tf.maximum, values))
@@ -304,17 +328,29 @@ def rule(layer, node):
 register = rule.register
 
 
+def _trains_by_default(layer):
+    """Whether `training=True` is what a call has that says nothing: RandomFlip and its like."""
+    known = inspect.signature(layer.call).parameters.get("training")
+    return known is not None and known.default is True
+
+
 def rules_of(node):
     """The rules that a node runs in turn.
 
     Raises:
         TypeError: no rule is known for the layer.
-        ValueError: the call has no bound, since it has several results or half precision.
+        ValueError: the call has no bound, since it has several results, is in training mode or
+            does not compute in float32.
     """
     layer, what = node.layer, f"layer '{node.name}' ({type(node.layer).__name__})"
     if len(node.outputs) != 1:
         raise ValueError(f"`model` must have layers of one result. Received: {what}")
-    if "16" in getattr(layer, "compute_dtype", "float32"):
+    if node.kwargs.get("training") is True and not _trains_by_default(layer):
+        raise ValueError(
+            "`model` must be built for inference: bounds know no batch statistics and no noise. "
+            f"Received: {what} called with training=True"
+        )
+    if getattr(layer, "compute_dtype", "float32") != "float32":
         raise ValueError(
             f"Bounds are computed in float32, but {what} computes in {layer.compute_dtype}: "
             "build the model with dtype float32."

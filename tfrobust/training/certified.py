@@ -94,7 +94,7 @@ class Certified(Game):
         program, epsilon = self.program, self.radius() if epsilon is None else epsilon
         region = Region.around(self.threat, x, epsilon)
         if self.bound == "symbolic":
-            return METHODS["symbolic"].bound(program, region, y)
+            return METHODS["symbolic"].bound(program, region, y)[:2]
         boxes = program.boxes(region, [program.output])
         margins = program.margins_of(boxes, y)
         if self.bound == "crown-ibp":
@@ -147,8 +147,9 @@ class CertifiedTraining(Certified):
 
     `bound="ibp"` is interval bound propagation (Gowal et al., 2018); "crown-ibp" bounds the margins
     by c CROWN-IBP + (1 - c) IBP with c = `crown` (Zhang et al., 2020, whose beta it is). kappa and
-    c follow the radius from 1 to their numbers, 1 - (1 - kappa) epsilon_t / epsilon; a schedule is
-    taken as it is.
+    c follow the radius from 1 to their numbers, 1 - (1 - kappa) epsilon_t / epsilon, with the
+    largest radius of a `tr.training.Ramp` as epsilon (of another schedule: the threat's); a
+    schedule of their own is taken as it is.
 
     Args:
         classifier, threat, epsilon, validation_attack: see `Certified` in this module; start with

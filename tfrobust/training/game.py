@@ -24,6 +24,7 @@ from tfrobust.layers.mask import masks
 from tfrobust.training import checks, update
 from tfrobust.training.compiled import Compiled
 from tfrobust.training.numbers import check_number, number_config, value_at
+from tfrobust.training.ramp import Ramp
 
 
 @dataclasses.dataclass
@@ -222,10 +223,14 @@ class Game(Compiled):
         return None if self.epsilon is None else value_at(self.epsilon, self.step.value)
 
     def ramp(self):
-        """How far the radius has come: min(1, epsilon of this iteration / the threat's)."""
-        if self.epsilon is None or not self.threat.epsilon:
+        """How far the radius has come: min(1, epsilon of this iteration / where a `Ramp` ends).
+
+        Other schedules tell no end: the threat's radius stands for it.
+        """
+        whole = self.epsilon.final if isinstance(self.epsilon, Ramp) else self.threat.epsilon
+        if self.epsilon is None or not whole:
             return tf.constant(1.0)
-        return tf.minimum(1.0, self.radius() / self.threat.epsilon)
+        return tf.minimum(1.0, self.radius() / whole)
 
     def draw(self):
         """A seed for this iteration, another one on each replica: scalar uint32."""

@@ -10,17 +10,21 @@ elsewhere intervals around the images are computed, at the threat of the game's 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.ops import numpy
 
-from tfrobust import contract
+from tfrobust import contract, graph
 from tfrobust.bounds import Pointwise, Program, Region
+from tfrobust.bounds.elementwise import Slopes
 from tfrobust.bounds.kernels import Kernel
 from tfrobust.training.numbers import Schedule
+
+SUMS = (keras.layers.Add, keras.layers.Subtract, *graph.operations(numpy, "Add Subtract"))
 
 
 class _OnBoxes:
     """Base: `weight * of(boxes of the kinks, box of the image)`.
 
-    A kink is a value that a ReLU (or leaky ReLU) reads.
+    A kink is a value that a ReLU, leaky ReLU or PReLU reads.
     """
 
     def __init__(self, weight, **others):
@@ -83,7 +87,7 @@ class ReLUStability(_OnBoxes):
 
 
 class _Fading(_OnBoxes):
-    """Fades as the radius comes to the threat's own, where the game lets it grow."""
+    """Fades as the radius comes to where its ramp ends, where the game lets it grow."""
 
     def __init__(self, weight, tolerance):
         super().__init__(weight, tolerance=tolerance)
@@ -102,7 +106,7 @@ class BoxTightness(_Fading):
     """weight * mean over layers of relu(t - width of the image / width of the layer) / t.
 
     Widths are means over a batch of u - l before each ReLU. The weight fades to 0 as the radius
-    comes to the threat's own.
+    comes to where its `tr.training.Ramp` ends (another schedule: to the threat's own).
 
     Args:
         weight: Float >= 0.
@@ -130,15 +134,21 @@ class BoxTightness(_Fading):
 class ReLUBalance(_Fading):
     """Keeps ReLUs that are surely on and surely off alike, so that neither kind takes over.
 
-    weight * mean over layers of s(min(q, 1 / q)) for the ratios q of their means, -E+ / E-, and of
-    their variances, V+ / V-, of box centres before the ReLU, with s(r) = relu(t - r) / t; a layer
-    whose ReLUs are all on, or all off, costs nothing. The weight fades as in `BoxTightness`.
+    weight * mean over layers of s(min(q, 1 / q)) for two ratios q, with s(r) = relu(t - r) / t. For
+    the centres c of a layer's boxes before the ReLU, in the whole batch, and their mean m:
+
+        sum of c where l > 0 / -sum of c where u < 0,
+        sum of (c - m)^2 where l > 0 / sum of (c - m)^2 where u < 0.
+
+    A layer without one of the kinds costs the most, 2; one without both, or whose ratio is 0 / 0,
+    nothing. The weight fades as in `BoxTightness`.
 
     Args:
         weight: Float >= 0.
         tolerance: Float t > 0.
 
-    Reference: Shi et al. (2021), https://arxiv.org/abs/2103.17268, eq. 9.
+    Reference: Shi et al. (2021), https://arxiv.org/abs/2103.17268, eq. 9, as their release
+    computes it.
 
     >>> ReLUBalance(0.2).get_config()
     {'weight': 0.2, 'tolerance': 0.5}
@@ -152,16 +162,16 @@ class ReLUBalance(_Fading):
         return tf.fill([tf.shape(image.lower)[0]], value)
 
     def _layer(self, box):
-        centre, parts = box.centre, []
-        for sure in (box.lower > 0, box.upper < 0):
-            own = tf.cast(sure, tf.float32)
-            count = tf.reduce_sum(own)
-            mean = tf.reduce_sum(own * centre) / tf.maximum(count, 1.0)
-            spread = tf.reduce_sum(own * tf.square(centre - mean)) / tf.maximum(count, 1.0)
-            parts.append((count, mean, spread))
-        (on, mean_on, var_on), (off, mean_off, var_off) = parts
-        cost = self.short(_alike(mean_on, -mean_off)) + self.short(_alike(var_on, var_off))
-        return tf.where((on > 0) & (off > 0), cost, 0.0)
+        centre = box.centre
+        spread = tf.square(centre - tf.reduce_mean(centre))
+        on, off = (tf.cast(sure, tf.float32) for sure in (box.lower > 0, box.upper < 0))
+        ratios = [
+            [tf.reduce_sum(on * centre), -tf.reduce_sum(off * centre)],
+            [tf.reduce_sum(on * spread), tf.reduce_sum(off * spread)],
+        ]
+        cost = tf.add_n([self.short(_alike(*ratio)) for ratio in ratios])
+        known = tf.reduce_all(tf.reduce_max(ratios, -1) > 0)
+        return tf.where(known, cost, 0.0)
 
 
 def _alike(a, b):
@@ -174,15 +184,18 @@ def _each(values):
 
 
 def kinks(program):
-    """Numbers of the values of a `tr.bounds.Program` that ReLUs and leaky ReLUs read.
+    """Numbers of the values of a `tr.bounds.Program` that ReLUs, leaky ReLUs and PReLUs read.
 
-    They are told by what they do: f(2 x) = 2 f(x), with other slopes on either side of 0.
+    They are told by what they do: f(2 x) = 2 f(x), with other slopes on either side of 0 (a PReLU
+    counts whatever its slopes are by now).
     """
     found = []
     with tf.init_scope():  # numbers, also where a step is traced
         points = tf.constant([-2.0, -1.0, 1.0, 2.0])
         for rule, sources in program.steps:
-            if isinstance(rule, Pointwise) and not rule.affine:
+            if isinstance(rule, Slopes):
+                found.append(sources[0])
+            elif isinstance(rule, Pointwise) and not rule.affine:
                 a, b, c, d = rule(points).numpy()
                 if a == 2 * b and d == 2 * c and b != -c:
                     found.append(sources[0])
@@ -194,7 +207,8 @@ def ibp_initialization(model, seed=0):
 
     N(0, 2 pi / fan_in^2) for every kernel but the last: then E|w| fan_in / 2 = 1, the factor by
     which a layer and a ReLU after it widen boxes. Kernels that read the sum of a residual block
-    are halved. Biases and the last layer stay as they are.
+    (Add, Subtract; an average keeps the width) are halved. Biases and the last layer stay as they
+    are.
 
     Args:
         model: Functional classifier (or a game around one), changed in place.
@@ -246,12 +260,12 @@ def _kernels(layer):
 
 
 def _after_sum(program, number):
-    """Whether a value comes from a sum of several, with no kernel between."""
+    """Whether a value is the sum or difference of several, with no kernel or other join between."""
     while number:
         rule, sources = program.steps[number - 1]
         if isinstance(rule, Kernel):
             return False
         if len(sources) > 1:
-            return True
+            return isinstance(rule.layer, SUMS)
         number = sources[0]
     return False

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfrobust import contract
 from tfrobust.bounds import Box, Pointwise, Program
 from tfrobust.bounds.rows import pulled
-from tfrobust.threats import Linf
+from tfrobust.threats import Linf, Threat
 
 BINARIES = 100
 VARIABLES = 5000
@@ -63,6 +63,19 @@ def check(program, threat):
         )
 
 
+def seconds(time_limit):
+    """The limit as a float.
+
+    Raises:
+        ValueError: no number > 0.
+    """
+    if not contract.is_number(time_limit) or time_limit <= 0:
+        raise ValueError(
+            f"`time_limit` must be a number of seconds > 0. Received: time_limit={time_limit!r}"
+        )
+    return float(time_limit)
+
+
 def exact(model, x, y, threat, epsilon=None, time_limit=60.0, binaries=BINARIES):
     """The least margin of one image over its whole ball, by mixed-integer programming.
 
@@ -73,8 +86,8 @@ def exact(model, x, y, threat, epsilon=None, time_limit=60.0, binaries=BINARIES)
         y: Its label.
         threat: `tr.threats.Linf`.
         epsilon: Float, radius instead of the threat's.
-        time_limit: Seconds for the image.
-        binaries: Most neurons that may be on or off.
+        time_limit: Seconds > 0 for the image.
+        binaries: Integer >= 0, most neurons that may be on or off.
 
     Returns:
         `Exact`.
@@ -94,6 +107,12 @@ def exact(model, x, y, threat, epsilon=None, time_limit=60.0, binaries=BINARIES)
     0.1
     """
     contract.classifier(model, "model")
+    end = time.perf_counter() + seconds(time_limit)
+    contract.whole("binaries", binaries, 0)
+    if not isinstance(threat, Threat):
+        raise TypeError(
+            f"`threat` must be a tr.threats.Linf such as tr.threats.Linf(0.1). Received: {threat!r}"
+        )
     x = contract.images(np.asarray(x)[None])
     contract.fits(model, x)
     x = x if x.ndim == len(model.input_shape) else x[..., None]
@@ -109,7 +128,7 @@ def exact(model, x, y, threat, epsilon=None, time_limit=60.0, binaries=BINARIES)
             f"Received: {problem.open}"
         )
     others = [k for k in range(program.classes) if k != y]
-    return problem.least(y, others, time_limit)
+    return problem.least(y, others, end - time.perf_counter())
 
 
 class Problem:
@@ -227,8 +246,9 @@ class Problem:
                 },
             )
             done = found.status == 0
-            value = found.fun if done else found.mip_dual_bound
-            value = -np.inf if value is None else value
+            # Solved with an absolute gap of the solver's own: the lower of both ends is the bound.
+            ends = [found.mip_dual_bound if self.open else None, found.fun if done else None]
+            value = min((end for end in ends if end is not None), default=-np.inf)
             solved &= done
             if value < margin:
                 margin = value

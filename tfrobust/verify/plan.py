@@ -1,11 +1,12 @@
 """What a certification was asked for, checked before any work."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from tfrobust import attacks as attack_room
-from tfrobust import contract, graph
+from tfrobust import contract
 from tfrobust.bounds import METHODS, Program, backward
 from tfrobust.evaluate.collect import config_of
 from tfrobust.threats import Threat
@@ -42,12 +43,6 @@ class Plan:
                 f"Received: threat={threat!r}"
             )
         self.threat = threat
-        for node in graph.walk(model).nodes:
-            if node.kwargs.get("training") is True:
-                raise ValueError(
-                    "`model` must be built for inference: bounds know no batch statistics and no "
-                    f"noise. Received: layer '{node.name}' called with training=True"
-                )
         self.program = Program(model)
         self.methods = self._methods(method)
         self.attacks = self._attacks(attacks)
@@ -55,11 +50,7 @@ class Plan:
         names = [getattr(a, "name", type(a).__name__) for a in self.attacks]
         self.stages = ["clean", first, *names, *dearer]
         self.grid = self._grid(eps_grid)
-        if not contract.is_number(time_limit) or time_limit <= 0:
-            raise ValueError(
-                f"`time_limit` must be a number of seconds > 0. Received: time_limit={time_limit!r}"
-            )
-        self.time_limit = float(time_limit)
+        self.time_limit = complete.seconds(time_limit)
 
     def _methods(self, method):
         if isinstance(method, str):
@@ -69,7 +60,7 @@ class Plan:
                 method = "crown" if small else "crown-ibp"
             chosen = CASCADES.get(method, (method,))
         else:
-            chosen = tuple(method)
+            chosen = tuple(method) if isinstance(method, Iterable) else ()
         known = (*METHODS, "exact")
         wrong = [name for name in chosen if name not in known]
         if wrong or not chosen or len(set(chosen)) < len(chosen):
@@ -87,7 +78,7 @@ class Plan:
     def _attacks(self, attacks):
         if attacks is None:
             return [attack_room.PGD(self.threat, steps=40, loss="margin")]
-        attacks = [attacks] if hasattr(attacks, "threat") else list(attacks)
+        attacks = list(attacks) if isinstance(attacks, Iterable) else [attacks]
         for attack in attacks:
             if not hasattr(attack, "threat") or not callable(attack):
                 raise TypeError(

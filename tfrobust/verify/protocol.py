@@ -37,7 +37,8 @@ def certify(
     """Counts the images that no attack in the ball can break, proved for each of them.
 
     An image is verified if lower bounds of all margins z_y - z_k over its whole ball (clipped to
-    [0, 1]) lie above what float32 may have rounded away, 1e-5 * max(1, largest bound).
+    [0, 1]) lie above what float32 may have rounded away, 1e-5 * max(1, largest sum |w| |x| + |b| of
+    any layer, and of the linear functions of CROWN).
 
     Args:
         model: Functional Keras classifier that returns logits, masked, pruned or shrunk.
@@ -60,15 +61,15 @@ def certify(
             bounded whatever it is: coefficients of one layer take 64 MiB at most, or those of one
             function of 16 images where these are more.
         max_examples: Use the first images only.
-        time_limit: Seconds that "exact" may spend on one image.
+        time_limit: Seconds that "exact" may spend on one image (and radius of the curve).
 
     Returns:
         `Certificate`.
 
     Raises:
         TypeError: a layer without a rule (named), no functional model, no threat.
-        ValueError: layers called with training=True or of half precision, images outside of
-            [0, 1], a net too large for the method, a state file of another run.
+        ValueError: layers called with training=True or not in float32, images outside of [0, 1],
+            a net too large for the method, a state file of another run.
 
     References: Gowal et al. (2018), https://arxiv.org/abs/1810.12715 (interval bounds); Zhang et
     al. (2018), https://arxiv.org/abs/1811.00866 (CROWN); Sehwag et al. (2019),
@@ -136,12 +137,12 @@ class _Chunk:
         for place, name in list(enumerate(self.plan.stages))[done:]:
             rows = np.flatnonzero(self.status == UNDECIDED)
             self._tell(place / len(self.plan.stages), name)
-            before = time.perf_counter()
+            self.clock = time.perf_counter()
             if len(rows):
                 verified, broken = self._stage(place, name, rows)
                 for found, status in ((verified, VERIFIED), (broken, BROKEN)):
                     self.status[rows[found]], self.by[rows[found]] = status, place
-            self.state.notes["seconds"][place] += time.perf_counter() - before
+            self._count(place)
             keys = ("status", "by", "best", "rounding")
             arrays = {key: getattr(self, key) for key in keys}
             self.state.keep(self.number, "stages", done=np.array(place + 1), **arrays)
@@ -158,18 +159,23 @@ class _Chunk:
         if 2 <= place < 2 + count:
             return none, self._attacked(self.plan.attacks[place - 2], rows)
         if name == "exact":
-            return self._exact(rows)
-        margins, rounding = class_margins(
-            self.plan.model, self.x[rows], self.y[rows], self.plan.threat, method=name
-        )
-        self.best[rows] = np.maximum(self.best[rows], margins)
-        self.rounding[rows] = np.maximum(self.rounding[rows], rounding)
-        return self._proved(rows), none
+            return self._solved(rows, self.plan.threat.epsilon, self.best, self.rounding, place)
+        return self._bounded(rows, self.plan.threat.epsilon, name, self.best, self.rounding), none
 
-    def _proved(self, rows):
-        other = _others(self.y[rows], self.plan.classes)
-        least = np.where(other, self.best[rows], np.inf).min(-1)
-        return least > self.rounding[rows]
+    def _bounded(self, rows, epsilon, name, best, rounding):
+        """Which rows the bounds so far verify, of one more method; `best`, `rounding` change."""
+        plan = self.plan
+        found = class_margins(plan.model, self.x[rows], self.y[rows], plan.threat, epsilon, name)
+        best[rows] = np.maximum(best[rows], found[0])
+        rounding[rows] = np.maximum(rounding[rows], found[1])
+        other = _others(self.y[rows], plan.classes)
+        return np.where(other, best[rows], np.inf).min(-1) > rounding[rows]
+
+    def _count(self, place):
+        """Adds the time since it was last asked to that of a stage."""
+        now = time.perf_counter()
+        self.state.notes["seconds"][place] += now - self.clock
+        self.clock = now
 
     def _answers(self, x):
         logits = attack_room.forward(self.plan.model, x)
@@ -188,23 +194,45 @@ class _Chunk:
         points[~fine] = x[~fine]
         return fine & attack_room.verdicts(model, points, y)
 
-    def _exact(self, rows):
-        verified, broken = np.zeros((2, len(rows)), bool)
-        plan, other = self.plan, _others(self.y[rows], self.plan.classes)
-        for place, row in enumerate(rows):
-            box = Box(*plan.threat.box(tf.constant(self.x[row : row + 1])))
-            problem = complete.Problem(plan.program, box)
-            if problem.open > complete.BINARIES:
+    def _solved(self, rows, epsilon, best, rounding, place=None):
+        """Which rows complete verification verifies and which it breaks, kept after each image.
+
+        Args:
+            rows, epsilon: Images and radius.
+            best, rounding: What bounds have found; `best` changes.
+            place: The stage, None for a radius of the curve, where nothing is broken.
+        """
+        plan, model, name = self.plan, self.plan.model, f"exact {epsilon!r}"
+        if plan.methods[0] == "exact":  # no bound has told yet what rounding may add
+            found = class_margins(model, self.x[rows], self.y[rows], plan.threat, epsilon)
+            rounding[rows] = found[1]
+        known = {key: np.zeros(len(self.x), bool) for key in ("tried", "verified", "broken")}
+        known = {**known, "best": best, **self.state.kept(self.number, name)}
+        best[:] = known["best"]
+        tried, verified, broken = known["tried"], known["verified"], known["broken"]
+        other = _others(self.y, plan.classes)
+        for count, row in enumerate(rows):
+            if tried[row]:
                 continue
-            left = np.flatnonzero(other[place] & (self.best[row] <= self.rounding[row]))
-            found = problem.least(int(self.y[row]), left.tolist(), plan.time_limit)
-            verified[place] = found.margin > complete.ROUNDING
-            if found.x is not None and not verified[place]:
-                point = plan.threat.project(tf.constant(found.x[None]), self.x[row : row + 1])
-                broken[place] = attack_room.verdicts(
-                    plan.model, point.numpy(), self.y[row : row + 1]
-                )[0]
-        return verified, broken
+            if place is not None:
+                share = (place + count / len(rows)) / len(plan.stages)
+                self._tell(share, f"exact, {count + 1} of {len(rows)}")
+            end = time.perf_counter() + plan.time_limit
+            x, y = self.x[row : row + 1], self.y[row : row + 1]
+            problem = complete.Problem(plan.program, Box(*plan.threat.box(tf.constant(x), epsilon)))
+            if problem.open <= complete.BINARIES:
+                left = np.flatnonzero(other[row] & (best[row] <= rounding[row]))
+                found = problem.least(int(y[0]), left.tolist(), end - time.perf_counter())
+                best[row, left] = np.maximum(best[row, left], found.margin)
+                verified[row] = found.margin > max(complete.ROUNDING, rounding[row])
+                if place is not None and found.x is not None and not verified[row]:
+                    point = plan.threat.project(tf.constant(found.x[None]), x)
+                    broken[row] = attack_room.verdicts(model, point.numpy(), y)[0]
+            tried[row] = True
+            if place is not None:
+                self._count(place)
+            self.state.keep(self.number, name, **{**known, "best": best})
+        return verified[rows], broken[rows]
 
     def _curve(self):
         """{name: bool array}: verified at each radius of the grid."""
@@ -222,17 +250,16 @@ class _Chunk:
         return found
 
     def _at(self, epsilon, candidates):
-        """Which of the candidates the bounds verify at one radius."""
+        """Which of the candidates the methods verify at one radius."""
         self._tell(1.0, f"epsilon {epsilon:g}")
-        plan, found = self.plan, np.zeros(len(self.x), bool)
-        for name in plan.methods:
+        found, best = np.zeros(len(self.x), bool), np.full_like(self.best, -np.inf)
+        rounding = np.zeros_like(self.rounding)
+        for name in self.plan.methods:
             rows = np.flatnonzero(candidates & ~found)
-            if len(rows) and name != "exact":
-                margins, rounding = class_margins(
-                    plan.model, self.x[rows], self.y[rows], plan.threat, epsilon, name
-                )
-                other = _others(self.y[rows], plan.classes)
-                found[rows] = np.where(other, margins, np.inf).min(-1) > rounding
+            if len(rows) and name == "exact":
+                found[rows] = self._solved(rows, epsilon, best, rounding)[0]
+            elif len(rows):
+                found[rows] = self._bounded(rows, epsilon, name, best, rounding)
         return found
 
     def _tell(self, share, detail):
