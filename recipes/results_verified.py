@@ -213,6 +213,11 @@ def page(root=ROOT):
     if not found:
         return "\n".join([*lines, "", "No run has been judged yet.", ""])
     lines += ["", "## Certified training", "", *nets(root)]
+    told = {
+        first(card)["note"]: METHODS[first(card)["settings"]["method"]] for card in found.values()
+    }
+    for note in filter(None, told):
+        lines += ["", f"{told[note]}: {note}"]
     for start, card in found.items():
         if not any(pruned(start, kind, root) for kind in KINDS):
             continue
