@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tfrobust import attacks, layers, losses, models, threats
@@ -54,6 +55,19 @@ def half_shut(mask):
 
 def attack_id(attack):
     return f"{attack.name}-{attack.threat.norm}-{attack.loss}"
+
+
+def thinned(rows, first=0, step=2):
+    """Parameters of which the fast suite takes each `step`-th row from `first`, the slow all."""
+    return [
+        row if (number - first) % step == 0 else pytest.param(row, marks=pytest.mark.slow)
+        for number, row in enumerate(rows)
+    ]
+
+
+def some_attacks(first=0, step=2):
+    """Parametrizes `attack`; tests that take turns with `first` have all attacks fast somewhere."""
+    return pytest.mark.parametrize("attack", thinned(ATTACKS, first, step), ids=attack_id)
 
 
 def fitting(attack, classes):

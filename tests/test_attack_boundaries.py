@@ -38,7 +38,7 @@ def test_cross_entropy_is_weak_where_probabilities_are_flat():
     assert bank.fooled_at(attack, net, x, y, 1.05 * exact) == 6
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_apgd_t_finds_the_boundary(norm):
     attack = attacks.APGD(PLAIN[norm], steps=100, loss="dlr_targeted", targets=9)
     (net, x, y), exact = bank.linear(), bank.LINEAR_DISTANCE[norm]

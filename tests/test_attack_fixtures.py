@@ -23,7 +23,7 @@ def linear(scale, shift=0.0):
     return straight()
 
 
-@every_attack
+@bank.some_attacks(0)
 def test_scores_that_are_shifted_change_nothing(attack):
     """Adding one number to all logits leaves every loss, margin and probability as it was."""
     near = 1.5 * np.median(bank.LINEAR_DISTANCE[attack.threat.norm])
@@ -59,7 +59,7 @@ def test_exact_on_linear_models_within_98_percent(attack):
         assert bank.fooled_at(attack, net, x, y, radii) == 0
 
 
-@every_attack
+@bank.some_attacks(1)
 def test_curved_model_within_98_percent(attack):
     net, x, y = bank.curve()
     try:

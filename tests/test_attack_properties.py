@@ -44,7 +44,7 @@ def honest(attack, classes, count, share, data_seed):
     return net, x, y, epsilon, x_adv
 
 
-@every_attack
+@bank.some_attacks(1)
 @few
 @given(count=st.integers(1, 16), share=st.floats(0.0, 1.0), data_seed=st.integers(0, 99))
 def test_legal_honest_and_repeatable(attack, count, share, data_seed):
@@ -61,7 +61,7 @@ def test_legal_and_honest_between_two_classes(attack):
         honest(attack, 2, 7, 0.8, 0)
 
 
-@every_attack
+@bank.some_attacks(0)
 def test_failures_and_wrong_rows_stay_clean_if_asked(attack):
     config = {**attack.get_config(), "on_failure": "clean"}
     kind = type(attack)

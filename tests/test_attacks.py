@@ -90,7 +90,7 @@ def test_config_round_trip_and_one_trace_for_each_bucket_whatever_the_radius(att
     assert fresh.traces == 2
 
 
-@every_attack
+@bank.some_attacks(1)
 def test_eager_steps_find_what_the_graph_of_the_restored_attack_finds(attack, net, batch):
     x, y = (part[:8] for part in batch)
     with bank.eagerly():
@@ -109,7 +109,7 @@ def test_accuracy_falls(attack, net, batch):
     assert after.sum() > before.sum()
 
 
-@every_attack
+@bank.some_attacks(0)
 def test_inside_a_graph_it_is_at_least_as_strong(attack, net, batch):
     x, y = batch
     within = tf.function(lambda a, b: attack.within(net, a, b, tf.constant(1)), autograph=False)

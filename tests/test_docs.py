@@ -11,6 +11,7 @@ import tfrobust as tr
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in PAGES if "```python" in page.read_text()]
+LONG = ("verify.md", "diagnostics.md")  # of which the slow suite runs the code
 
 
 def shorter(match):
@@ -24,7 +25,11 @@ def few(name, load=tr.data.load):
     return dataclasses.replace(data, x_train=data.x_train[:256], y_train=data.y_train[:256])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p.name in LONG else p for p in PAGES],
+    ids=lambda page: page.name,
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tr.data, "load", few)

@@ -29,6 +29,7 @@ def run(recipe, *flags):
     return done.stdout
 
 
+@pytest.mark.slow  # tests/test_docs.py walks README's way in the fast suite
 def test_quickstart(tmp_path):
     out = run("quickstart", "--out", tmp_path / "quickstart")
     for word in ("standard", "adversarial training", "ANP-VS, shrunk", "APGD", "not run"):
@@ -59,6 +60,7 @@ def test_mnist_at(folder, tmp_path):
     assert (tmp_path / "smoke" / "mnist_at" / "card.html").exists()
 
 
+@pytest.mark.slow
 def test_autoattack_of_saved_models(folder, tmp_path):
     flags = ("--data-dir", folder, "--work", tmp_path, "--only", "mnist_anp_vs_6x")
     out = run("autoattack", *flags)

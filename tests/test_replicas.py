@@ -149,7 +149,7 @@ GAMES = {
     "certified": certified,
     "layer regularizer": regularized,
 }
-QUICK = ("AT-VS", "ANP-VS", "AFD", "layer regularizer", "weighted")
+QUICK = ("ANP-VS", "AFD", "weighted")
 SLOW = tuple(name for name in GAMES if name not in QUICK)
 
 

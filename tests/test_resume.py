@@ -97,6 +97,7 @@ def test_an_epoch_boundary_resumes_with_other_steps_per_execution(unbroken, tmp_
     assert_same(train(plain, 1, tmp_path, execution=3)[0], unbroken[plain][0])
 
 
+@pytest.mark.slow
 def test_a_kept_run_only_restores_its_end(unbroken, tmp_path):
     model, history = train(plain, 0, tmp_path, delete_checkpoint=False)
     again, same = train(plain, 1, tmp_path, kill=0, delete_checkpoint=False)

@@ -41,7 +41,7 @@ EVERY = {
     "BP, BBD": lambda: tr.training.BP(anp_net(BBD), train_size=12),
     "Fast AT": lambda: at(linear(), attack=tr.training.fast_attack(THREAT)),
 }
-QUICK = ("AT, mixed", "Free AT")
+QUICK = ("AT, mixed",)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,21 @@ def models():
                 yield folder, title, values, entry
 
 
-every_net = pytest.mark.parametrize(
-    ("folder", "card", "entry"),
-    [pytest.param(f, card, e, id=f"{f.name}-{t}".replace(" ", "_")) for f, t, card, e in models()],
-)
+def nets(quick=1):
+    """Parametrizes over all shipped nets; the fast suite takes each `quick`-th."""
+    return pytest.mark.parametrize(
+        ("folder", "card", "entry"),
+        [
+            pytest.param(
+                folder, card, entry, id=f"{folder.name}-{title}".replace(" ", "_"),
+                marks=[pytest.mark.slow] if number % quick else [],
+            )
+            for number, (folder, title, card, entry) in enumerate(models())
+        ],
+    )  # fmt: skip
+
+
+every_net, some_nets = nets(), nets(4)
 
 
 def path_of(folder, entry, form, quantize=None):
@@ -72,7 +83,7 @@ def test_page_follows_from_the_json(folder):
     assert tr.report.load(folder).html() == (folder / "card.html").read_text()
 
 
-@every_net
+@some_nets
 @pytest.mark.skipif("TFROBUST_DATA_DIR" not in os.environ, reason="needs the data sets")
 def test_clean_accuracy_of_the_card(folder, card, entry):
     data = tr.data.load(card["data"]["name"].lower().replace("-", ""))

@@ -278,7 +278,8 @@ def test_stretches_are_one_fit_that_gets_cheaper(unbroken):
     assert flops(game.classifier) < flops(anp().classifier) / 3
 
 
-@pytest.mark.parametrize("kill", [pytest.param(2, marks=SLOW), pytest.param(4, marks=SLOW), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [2, 4, 8])
 def test_killed_and_resumed_ends_in_the_same_bits(unbroken, tmp_path, kill):
     """Within the first stretch, in its second epoch, and within the smaller net's epochs."""
     assert run(tmp_path / "run", kill) is None
