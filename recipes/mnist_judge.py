@@ -6,7 +6,7 @@ AutoAttack follows in its own recipe: python -m recipes.autoattack.
 """
 
 import tfrobust as tr
-from recipes import mnist
+from recipes import mnist, pruning_judge
 from recipes.command import settings
 
 EPS_GRID = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
@@ -52,22 +52,8 @@ def exported_files(net, data, folder):
             net, folder / "model_int8.tflite", quantize="int8", calibration=data.x_train[:500]
         ),
     ]
-    # The last iterate: a first fooling point lies on the boundary, where rounding undoes it.
-    attack = tr.attacks.PGD(mnist.THREAT, steps=40, step_size=0.01, last_iterate=True)
-    x, y = data.x_test[:1000], data.y_test[:1000]
-    x_adv = attack(net, x, y)
-    replays = [
-        tr.evaluate.transfer(
-            lambda images, path=file.path: tr.export.predict(path, images),
-            x_adv,
-            y,
-            x=x,
-            name=f"TFLite {file.quantize or 'float32'}",
-            attack=attack.name,
-        )
-        for file in files[1:]
-    ]
-    return files, replays
+    first = data.x_test[:1000], data.y_test[:1000]
+    return files, pruning_judge.replays(net, files[1:], mnist.THREAT, 0.01, *first)
 
 
 def ship(name, title, net, data, args, seconds, epoch):

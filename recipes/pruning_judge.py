@@ -51,7 +51,10 @@ def add_files(entry, net, label, scene, data, args, folder):
         tr.export.tflite(net, folder / f"model_{label}.tflite", **options),
         tr.export.tflite(net, folder / f"model_{label}_int8.tflite", quantize="int8", **options),
     ]
-    entry.transfer = replays(net, entry.files[1:], scene, data, args)
+    steps, first = 4 if args.smoke else 40, slice(args.n or 1000)
+    size = scene.judge_step * 40 / steps
+    x, y = data.x_test[first], data.y_test[first]
+    entry.transfer = replays(net, entry.files[1:], scene.threat, size, x, y, steps)
     unpruned = pruning_stages.start_net(args)
     start = args.work / f"start_{pruning_stages.digest(unpruned)}.tflite"
     if not start.exists():
@@ -61,14 +64,10 @@ def add_files(entry, net, label, scene, data, args, folder):
     entry.latency = dict(zip(names, tr.export.latencies(paths), strict=True))
 
 
-def replays(net, files, scene, data, args):
-    """What PGD's images against `net` do to its files, on the first `args.n` (0: 1,000)."""
-    steps, count = 4 if args.smoke else 40, args.n or 1000
+def replays(net, files, threat, step_size, x, y, steps=40):
+    """What images of PGD against `net` do to its TensorFlow Lite files."""
     # The last iterate: a first fooling point lies on the boundary, where rounding undoes it.
-    attack = tr.attacks.PGD(
-        scene.threat, steps=steps, step_size=scene.judge_step * 40 / steps, last_iterate=True
-    )
-    x, y = data.x_test[:count], data.y_test[:count]
+    attack = tr.attacks.PGD(threat, steps=steps, step_size=step_size, last_iterate=True)
     x_adv = attack(net, x, y)
     return [
         tr.evaluate.transfer(

@@ -6,19 +6,7 @@ import pytest
 
 import tfrobust as tr
 from tests import bank_afd as bank
-
-
-class Kill(keras.callbacks.Callback):
-    """Ends `fit` after so many batches."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.left = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
+from tests.bank_resume import Kill, until_killed
 
 
 def run(folder=None, kill=None, seed=0, save_freq=2):
@@ -31,12 +19,9 @@ def run(folder=None, kill=None, seed=0, save_freq=2):
     if folder is not None:
         callbacks.append(tr.training.Resume(folder, save_freq=save_freq))
     if kill is not None:
-        callbacks.append(Kill(kill))
-    try:
-        batches = tr.data.Batches(*bank.data(16), batch_size=4)
-        game.fit(batches, epochs=2, verbose=0, callbacks=callbacks)
-    except KeyboardInterrupt:
-        pass
+        callbacks.append(Kill(kill - 1))
+    batches = tr.data.Batches(*bank.data(16), batch_size=4)
+    until_killed(game.fit, batches, epochs=2, verbose=0, callbacks=callbacks)
     optimizers = [v for o in game.optimizers.values() for v in o.variables]
     return bank.values([*game.variables, *optimizers]), watch, trace
 
@@ -88,9 +73,9 @@ def test_callbacks_have_their_hooks_back_after_an_interrupt(tmp_path):
             pass
 
     count = Count()
-    fit(Kill(7))
+    fit(Kill(6))
     heard.clear(), counted.clear()
-    fit(Listen(), Kill(3))  # while the first five pass by
+    fit(Listen(), Kill(2))  # while the first five pass by
     assert heard == [0, 1, 2] and counted == []
     heard.clear()
     fit(Listen())

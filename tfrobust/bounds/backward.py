@@ -61,10 +61,9 @@ def _pulled(program, boxes, rows, number, mode):
 
 
 def _least(program, region, boxes, rows, number, mode):
-    """The least values on the region and how much was added up: `(batch, functions, 2)`."""
+    """The least values on the region, and how much was added up: both `(batch, functions)`."""
     rows, offset, size = _pulled(program, boxes, rows, number, mode)
-    size += dot(tf.abs(rows), region.box.size)
-    return tf.stack([region.least(rows) + offset, size], -1)
+    return region.least(rows) + offset, size + dot(tf.abs(rows), region.box.size)
 
 
 def margins(program, region, y, mode, boxes=None, memory=None):
@@ -101,13 +100,15 @@ def sized(program, region, y, mode, boxes=None, memory=None):
         rows = tf.gather(pair, y)[:, None] - tf.gather(pair, chosen)
         return _least(program, region, boxes, rows, program.output, mode)
 
-    if memory is None:
-        found = least(others)
+    if memory is None:  # apart, so that a graph of `margins` alone leaves the sizes out
+        lower, size = least(others)
     else:
-        found = _in_turn(least, others, _functions(program, y, memory), like=(2,))
-    lower = tf.concat([found[..., 0], tf.zeros_like(found[:, :1, 0])], 1)
+        count = _functions(program, y, memory)
+        both = _in_turn(lambda some: tf.stack(least(some), -1), others, count, like=(2,))
+        lower, size = tf.unstack(both, axis=-1)
+    lower = tf.concat([lower, tf.zeros_like(lower[:, :1])], 1)
     lower = tf.gather(lower, (tf.range(classes) - y[:, None] - 1) % classes, batch_dims=1)
-    return lower, largest(found[..., 1])
+    return lower, largest(size)
 
 
 def tightened(program, region, mode, memory=MEMORY, sizes=None):
@@ -171,8 +172,8 @@ def _neurons(program, region, boxes, number, loose, mode, memory):
         )
         found = []
         for sign in (1.0, -1.0):
-            ends = _least(program, region, boxes, sign * one, number, mode)
-            found += [sign * ends[..., 0], ends[..., 1]]
+            end, added = _least(program, region, boxes, sign * one, number, mode)
+            found += [sign * end, added]
         return tf.stack(found, -1)
 
     count = _functions(program, box.lower, memory)
