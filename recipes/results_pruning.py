@@ -114,7 +114,7 @@ def suspicious(data, kind, root=ROOT):
     told = []
     for name, entry in found[1]["models"].items():
         codes = {flag["code"] for flag in entry["flags"]}
-        suite = _attack(entry, "AutoAttack")
+        suite = _parts(entry, "AutoAttack")
         if "black_box_stronger" in codes and suite:
             left = {part: rate["count"] for part, rate in suite["parts"]}
             told.append(f"{name} {left['FAB-T']} / {left['Square']}")
@@ -127,7 +127,7 @@ def suspicious(data, kind, root=ROOT):
     ]
 
 
-def _attack(entry, name):
+def _parts(entry, name):
     attacks = (attack for scores in entry["scores"] for attack in scores["attacks"])
     return next((attack for attack in attacks if attack["name"] == name), None)
 
