@@ -187,6 +187,12 @@ def test_differences_by_hand():
     assert found["feature_variance"] == 1.0  # the pair (1, 3): 2^2 / 2 over two features
 
 
+def test_images_without_features_have_no_relative_shift():
+    h = tf.constant([[0.0, 0.0], [0.0, 2.0]])
+    shift, count = domain.differences(tf.zeros(2), tf.zeros(2), h, h + 1.0)["feature_shift"]
+    assert float(shift) == pytest.approx(2**0.5 / 2) and float(count) == 1.0
+
+
 # A step ------------------------------------------------------------------------------------------
 
 

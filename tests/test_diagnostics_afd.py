@@ -68,8 +68,10 @@ def test_sensitivity_by_hand():
     unit = tr.models.unit_features(identity())
     rng = np.random.default_rng(0).uniform(0, 1, (2, 40, 4)).astype("float32")
     assert D.representation_sensitivity(unit, *rng).values.max() <= 2
-    with pytest.raises(ValueError, match="length > 0 for every image. Received: 1 images of 3"):
-        D.representation_sensitivity(identity(), moved, x)
+    found = D.representation_sensitivity(identity(), moved, x)  # the second is all zeros
+    assert found.left_out == 1 and found.n == len(found.values) == 2
+    with pytest.raises(ValueError, match="length > 0. Received: 1 images, all with features of 0"):
+        D.representation_sensitivity(identity(), moved[1:2], x[1:2])
 
 
 def test_dimensions_of_data_of_rank_two():

@@ -20,10 +20,12 @@ class Sensitivity:
     """||E(x') - E(x)||_2 / ||E(x)||_2 of each image.
 
     Attributes:
-        values: float64 `(n,)`.
+        values: float64 `(n,)`, of the images whose representation is not zero.
+        left_out: Images whose is.
     """
 
     values: np.ndarray
+    left_out: int = 0
 
     @property
     def n(self):
@@ -40,7 +42,8 @@ class Sensitivity:
 
     def to_dict(self):
         """Plain numbers."""
-        return {"median": self.median, "deviation": self.deviation, "n": self.n}
+        told = {"median": self.median, "deviation": self.deviation, "n": self.n}
+        return {**told, "left_out": self.left_out}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +157,7 @@ def representation_sensitivity(model, x, x_adv, feature_layer=None):
         `Sensitivity`; 0 where nothing moves, at most 2 for unit features.
 
     Raises:
-        TypeError, ValueError: a model or images that cannot be; a representation of length 0.
+        TypeError, ValueError: a model or images that cannot be; only representations of length 0.
 
     Reference: Bashivan et al. (2021), Figure 2, https://arxiv.org/abs/2006.04621.
 
@@ -168,12 +171,14 @@ def representation_sensitivity(model, x, x_adv, feature_layer=None):
     x, x_adv = _images(model, x=x, x_adv=x_adv)
     h, h_adv = (representation_of(model, v, feature_layer) for v in (x, x_adv))
     length = np.linalg.norm(h, axis=1)
-    if (length == 0).any():
+    some = length > 0
+    if not some.any():
         raise ValueError(
-            "`model` must have a representation of length > 0 for every image. "
-            f"Received: {(length == 0).sum()} images of {len(x)} with none"
+            "`model` must have a representation of length > 0. Received: "
+            f"{len(x)} images, all with features of 0"
         )
-    return Sensitivity(np.linalg.norm(h_adv - h, axis=1) / length)
+    shift = np.linalg.norm(h_adv - h, axis=1)[some] / length[some]
+    return Sensitivity(shift, int((~some).sum()))
 
 
 def feature_dimensions(model, x, feature_layer=None, share=0.99, tolerance=1e-6):

@@ -165,7 +165,10 @@ def differences(clean, adversarial, h, h_adv):
     """
     count = tf.cast(tf.shape(h)[0], tf.float32)
     ties = 0.25 * (tf.sign(clean) - tf.sign(adversarial)) + 0.5
-    moved = tf.norm(h - h_adv, axis=-1) / tf.maximum(tf.norm(h, axis=-1), 1e-12)
+    length = tf.norm(h, axis=-1)
+    moved = tf.math.divide_no_nan(tf.norm(h - h_adv, axis=-1), length)
+    lit = tf.cast(length > 0, tf.float32)  # where no feature is, no relative shift is either
+    shift = tf.math.divide_no_nan(tf.reduce_sum(moved), tf.reduce_sum(lit))
     even = tf.shape(h)[0] // 2 * 2
     pairs = tf.square(h[0:even:2] - h[1:even:2]) / 2
     half = tf.cast(even, tf.float32) / 2
@@ -174,7 +177,7 @@ def differences(clean, adversarial, h, h_adv):
         "discriminator_accuracy": (tf.reduce_mean(ties), count),
         "score_clean": (tf.reduce_mean(clean), count),
         "score_adversarial": (tf.reduce_mean(adversarial), count),
-        "feature_shift": (tf.reduce_mean(moved), count),
+        "feature_shift": (shift, tf.reduce_sum(lit)),
         "feature_variance": (variance, half),
     }
 
