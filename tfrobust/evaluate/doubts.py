@@ -121,7 +121,7 @@ def _gradients(model, x, y):
     margin = lengths(losses.margin)
     blind = int((margin == 0).sum())
     if blind:
-        text = f"{blind} of {len(x)} images have a margin without a finite gradient by the pixels."
+        text = f"{blind} of {len(x)} images have a margin whose gradient is 0 or not finite."
         return [flag("no_gradient", text)]
     # Cross-entropy's gradient is about 1 - p times the margin's; below 1e-6 float32 rounds p to 1.
     blind = int((lengths(losses.cross_entropy) <= 1e-6 * margin).sum())
