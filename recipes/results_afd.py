@@ -83,6 +83,19 @@ def verdict(root=ROOT, net="resnet18"):
     return lines
 
 
+def doubts(root=ROOT, net="resnet18"):
+    """What the evaluation doubts about each net, a line a card; [] where it doubts nothing."""
+    lines = []
+    for method in METHODS:
+        for seed, (_, entry, _) in cards(method, root, net).items():
+            told = [f["sentence"] for f in entry["flags"] if f["severity"] == "doubt"]
+            if told:
+                lines.append(
+                    f"- Doubts about {METHODS[method].title}, seed {seed}: {' '.join(told)}"
+                )
+    return lines
+
+
 def training(root=ROOT, net="resnet18"):
     """How each method was trained, a line for each setting; [] without cards."""
     lines = []
@@ -183,7 +196,7 @@ def page(root=ROOT):
         "seeds mean +- standard deviation. BB: crafted on a naturally trained net of another seed.",
         "The paper's AutoAttack is of 100 images. A gap between PGD and AutoAttack beyond 5 points",
         "is a symptom of masked gradients; see [the guide](../afd.md).",
-        *section("Table 1", table1(root), verdict(root), training(root)),
+        *section("Table 1", table1(root), verdict(root), doubts(root), training(root)),
         *section("Discriminators (Table A6)", discriminators(root)),
         *section("Areas under accuracy over epsilon (Table 2)", features.areas(root)),
         *section(

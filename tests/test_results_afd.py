@@ -12,7 +12,10 @@ def made(root, method, seed, pgd, suite, area=0.5, units=8, **changes):
     args = flags(root, out=root / "saved_models", **changes)
     rate, title = tr.evaluate.Rate, afd_stages.METHODS[method].title
     families = {"PGD": rate(pgd, 100), "AutoAttack": rate(suite, 100)}
-    scores = tr.evaluate.Scores(100, 10, rate(99, 100), (), families, rate(suite, 100))
+    flag = tr.evaluate.Flag("seen", f"Seen {seed}.", "Look.", "doubt" if seed == 2 else "note")
+    scores = tr.evaluate.Scores(
+        100, 10, rate(99, 100), (), families, rate(suite, 100), flags=(flag,)
+    )
     told = {**afd_stages.flags_of(method, seed, args), "n": args.n, "digest": "net"}
     told |= {"parameters": 1234, "seconds": [60.0 + seed, 90.0], "collapse": []}
     pairs = {"DDN": ([0.5] * 190, 10), "DeepFool": ([], 200), "C&W": ([0.25], 0)}
@@ -52,6 +55,7 @@ def test_page_of_three_seeds(tmp_path):
     assert "- AFD - AT under PGD-40 x 5: -3.00 points, 92.00 (seeds: 3) and 95.00" in page
     assert "**not** within 2 points" in page and "AutoAttack: -12.00 points" in page
     assert "- PGD - AutoAttack of AFD, mean over seeds: 12.0 **masked?**." in page
+    assert "- Doubts about AFD, seed 2: Seen 2." in page and "Seen 1." not in page
     assert "| AFD | 3 | 0.5 | 10 | 1,234 | PGD-7, steps of 0.075 | 61 +- 1 | 90 +- 0 |" in page
     assert "| **AT, 3 seeds** | 0.500 +- 0.000 |" in page
     assert "| area, PGD Linf | +0.100 | +0.160 | as the paper |" in page

@@ -164,8 +164,8 @@ def _unfinished(model, attack, x, y, index):
     if later - end <= 0.1 * abs(end - start):
         return []
     text = (
-        f"Twice the steps of {attack.name} lift the margin of {len(x)} images that it left from "
-        f"{end:.3g} to {later:.3g} (without attack {start:.3g})."
+        f"Twice the steps of {attack.name} lift the margin of {len(x)} images that it left by "
+        f"{later - end:.2g}, from {end:.3g} to {later:.3g} (without attack {start:.3g})."
     )
     return [flag("loss_still_rising", text)]
 
