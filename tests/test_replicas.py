@@ -244,7 +244,7 @@ def main():
     tf.config.set_logical_device_configuration(
         cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
-    # As in tests/conftest.py: graphs that run three times are not worth a rewriting.
+    # As in conftest.py: graphs that run three times are not worth a rewriting.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
     names = sys.argv[1:]

@@ -65,7 +65,7 @@ class PruningWatch(keras.callbacks.Callback):
     >>> net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     >>> x, y = np.random.default_rng(0).uniform(0, 1, (16, 8, 8, 1)), np.arange(16) % 10
     >>> prune = pruning.MagnitudePruning(pruning.Linear(0.5, updates=2, every=1))
-    >>> watch = PruningWatch(prune, x, y, attacks.FGSM(threats.Linf(0.001)))
+    >>> watch = PruningWatch(prune, x, y, attacks.FGSM(threats.Linf(0.001)), drop=0.99)
     >>> history = net.fit(x, y, epochs=2, verbose=0, callbacks=[prune, watch])
     >>> [round(row["sparsity"], 2) for row in watch.rows]
     [0.0, 0.25, 0.5]
