@@ -7,7 +7,7 @@ from recipes.afd_stages import METHODS, NETS
 from recipes.cells import ROOT
 from recipes.results_anp_vs import spread
 
-TABLE1 = ("nt", "at", "trades", "match", "afd", "afd_wgan")
+TABLE1 = ("nt", "at", "trades", "match", "afd", "afd_plain", "afd_wgan")
 
 
 def cards(method, root=ROOT, net="resnet18"):
