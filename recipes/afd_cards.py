@@ -4,8 +4,8 @@ import json
 
 import tfrobust as tr
 from recipes.afd_stages import METHODS, NETS
+from recipes.anp_vs_cards import spread
 from recipes.cells import ROOT
-from recipes.results_anp_vs import spread
 
 TABLE1 = ("nt", "at", "trades", "match", "afd", "afd_plain", "afd_wgan")
 

@@ -4,7 +4,8 @@ Paper: Bashivan et al. (ICLR 2021 submission), Table A6: PGD accuracy 85.96 with
 projection discriminator), 90.73 with FC3 (two hidden layers, no label), 97.03 with FC3-PD (both).
 FC4-PD has three hidden layers, the other reading of the paper's text. FC3-PD is `afd` of
 recipes.afd_table1. One card for each (variant, seed).
-Command: python -m recipes.afd_discriminators --resume
+Command: python -m recipes.afd_discriminators --resume --epochs 6 --rate-encoder 2
+--rate-discriminator 2
 Time: as AFD in recipes.afd_table1, for each variant.
 """
 

@@ -1,7 +1,7 @@
 """Areas under accuracy over epsilon for eight attacks, and how large the representations are.
 
 Paper: Bashivan et al. (ICLR 2021 submission), Table 2 with the grids of Table A2, Table A5 (units
-and principal components), Table A7 (angles to PGD) and Figures 2, A7 and A8 (sensitivity, images
+and principal components), Table A7 (angles to PGD) and Figures 4, A7 and A8 (sensitivity, images
 that classes like, t-SNE). Takes the nets that recipes.afd_table1 left in saved_models/mnist_rn18_*,
 writes curves.json and features.json beside their cards, attack by attack, and their pictures onto
 the cards: a run does only what is missing for these very weights (--again starts anew). The areas
@@ -10,7 +10,8 @@ are those of
 for the smallest change count at epsilon where that change is larger. (Foolbox clips the change to
 epsilon and tests again, which is weaker.)
 Command: python -m recipes.afd_table2_auc --n 500
-Time: at most about 1,850 gradients for each image and net, half of them by C&W and DeepFool.
+Time: the areas take at most about 1,850 gradients for each image and net, half of them by C&W and
+DeepFool; the rest is less.
 """
 
 import argparse

@@ -2,8 +2,10 @@
 
 Paper: Madaan et al., 2020 (arXiv 1908.04355), Figure 3: BP, PAT and ANP-VS over a grid of beta,
 beside the standard net and AT, which have no masks. Masks are never stopped early (`--gain 0`), so
-that beta alone decides how many units go. Cards are those of anp_vs_table1.
-Command: python -m recipes.anp_vs_fig3 --data mnist --grid 1 4 8 10 12
+that beta alone decides how many units go. Cards are those of anp_vs_table1; `make results` draws
+them.
+Command: python -m recipes.anp_vs_fig3 --epochs 6 --grid 1 4 8 10 12
+Time: three trainings for each beta, 20 to 25 minutes each with judging, on one core.
 """
 
 from recipes import anp_vs_rows as rows

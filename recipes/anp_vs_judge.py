@@ -47,8 +47,10 @@ def _save(path, mark, x_adv):
         np.savez(file, mark=mark, x_adv=x_adv)
 
 
-def entry(run, row, found, name):
-    """(`tr.report.Entry`, net) of what a row trained; masked nets are shrunk first.
+def entries(run, title, row, found, name):
+    """({title: `tr.report.Entry`}, net) of what a row trained; masked nets are shrunk first.
+
+    Bayesian weights make two: the net of the mean weights, and averages over draws.
 
     Args:
         name: That of the card, for the state of its evaluations.
@@ -69,9 +71,6 @@ def entry(run, row, found, name):
         state=state / "first.npz",
     )
     print(whole, first, sep="\n", flush=True)
-    scores = [whole, first]
-    if found.weights is not None:
-        scores.append(random_scores(run, found, state))
     source, full = source_images(run, row), run.net()
     units = stages.units_of(full, net)
     options = {"features": list(units), "units": units}
@@ -92,8 +91,8 @@ def entry(run, row, found, name):
         source="a net of another seed",
     )
     columns = tr.footprint.paper_columns(found.net, full, per_weight=2 if found.weights else 1)
-    return tr.report.Entry(
-        scores=scores,
+    made = tr.report.Entry(
+        scores=[whole, first],
         footprint=tr.footprint.measure(net),
         seconds=found.seconds[0],
         vulnerability=white,
@@ -109,7 +108,11 @@ def entry(run, row, found, name):
             "paper_columns": columns.to_dict(),
             "zeros": zeros(net),
         },
-    ), net
+    )
+    if found.weights is None:
+        return {title: made}, net
+    averaged = tr.report.Entry(scores=[random_scores(run, found, state)])
+    return {title: made, f"{title}, averages over draws": averaged}, net
 
 
 def random_scores(run, found, state):

@@ -135,12 +135,13 @@ def one(row, seed, args, data, **variant):
         print(f"{folder}: done before", flush=True)
         return
     found = ALL[row].train(run)
-    entry, net = judge.entry(run, row, found, folder.name)
+    entries, net = judge.entries(run, ALL[row].title, row, found, folder.name)
+    entry = entries[ALL[row].title]
     entry.files = [tr.export.keras_file(net, folder / "model.keras")]
     reference = tr.report.Entry(footprint=tr.footprint.measure(run.net()))
     card = tr.report.card(
         folder.name,
-        models={ALL[row].title: entry, "full size": reference},
+        models={**entries, "full size": reference},
         data={
             "name": run.scene.title,
             "note": f"FGSM, PGD-40 and transfer on all test images, PGD-40 x 5 and AutoAttack on "

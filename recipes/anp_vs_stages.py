@@ -181,10 +181,7 @@ def at(run, share=1.0, suppress=0.0, name="at", **options):
 
 
 def pretrained_at(run):
-    """Adversarial training from the standard net, on attacked images alone; epsilon rises as in AT.
-
-    At full epsilon from the first step, and half of the rate, five epochs left 65 % under PGD-7.
-    """
+    """The standard net trained on attacked images alone; epsilon rises as in AT."""
     start = standard(run)
     make = run.adversarial(ramp=True, mix=(0.0, 1.0))
     return run.stage("pretrained_at", start, run.copy(start.net), run.epochs, make)
@@ -253,6 +250,7 @@ def anp(run, kind="bbd", suppress=0.0):
     args, start = run.args, at(run, 0.5)
     beta = args.beta if kind == "bbd" else args.vib_beta
     name = f"anp_{kind}_{beta:g}_{args.gain:g}x" + f"_vs{suppress:g}" * bool(suppress)
+    name += f"_cost{args.cost_power:g}" * (args.cost_power != 0.5)
     net = run.masked(start.net, kind, **({"initial_a": 2.0} if kind == "bbd" else {}))
     goal = 1.0 if args.smoke else args.gain  # masks hardly move in an epoch of 512 images
     stop = Stop(net, goal, run.net())

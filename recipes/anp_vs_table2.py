@@ -5,7 +5,7 @@ each is attacked by PGD from one start, its radius 1/3, 1, 5/3 and 7/3 of the tr
 iterations, then at the training radius with 100 to 1,000. Steps grow with radii above that of
 training, or 40 of them would not cross the ball. More iterations must not help the net, and a large
 radius must leave nothing: both stand in the table to be looked at. What is there is not done again.
-Command: python -m recipes.anp_vs_table2 --data mnist
+Command: python -m recipes.anp_vs_table2 --rows at anp_vs_bbd
 """
 
 import json

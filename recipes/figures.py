@@ -2,7 +2,7 @@
 
 import io
 
-INKS = ("#8c8c8c", "#20639b", "#d1662b", "#3c8c5a", "#7b4fa3", "#b5892e")
+INKS = ("#8c8c8c", "#20639b", "#d1662b", "#3c8c5a", "#7b4fa3", "#b5892e", "#c2477f")
 
 
 def svg(size, paint):

@@ -17,7 +17,7 @@ from recipes import (
 )
 from recipes.cells import ROOT
 
-PLOTTED = (results_mnist, results_pruning, results_afd, results_verified)
+PLOTTED = (results_mnist, results_anp_vs, results_pruning, results_afd, results_verified)
 
 
 def pages(root=ROOT):

@@ -188,7 +188,7 @@ def plots(root=ROOT):
     found = {method: seeds for method, seeds in found.items() if seeds}
     if not found:
         return {}
-    inks = dict(zip(TABLE1, figures.INKS, strict=False))
+    inks = dict(zip(TABLE1, figures.INKS, strict=True))
 
     def paint(figure):
         axis = figure.subplots()

@@ -5,174 +5,173 @@ there are. The paper's figures stand beside ours; its budget was 200 epochs.
 """
 
 import json
-import math
-import re
 
 import tfrobust as tr
+from recipes import cells, figures
+from recipes.anp_vs_cards import (
+    ACCURACIES,
+    COSTS,
+    DIGITS,
+    ORDER,
+    PAPER,
+    PAPER3,
+    SAVED,
+    cards,
+    columns,
+    means,
+    option,
+    percent,
+    rates,
+)
 from recipes.anp_vs_rows import ALL, ROWS
 from recipes.cells import ROOT
 
-# Madaan et al. (2020), Tables 1 and 4: clean, white box, black box, V white, V black, memory in %,
-# xFLOPs, sparsity in %.
-PAPER = {
-    "mnist": {
-        "standard": (99.29, 0.00, 8.02, 0.129, 0.113, 100, 1, 0),
-        "bp_bbd": (99.34, 0.00, 12.99, 0.091, 0.078, 4.14, 9.68, 83.48),
-        "bp_vib": (99.32, 5.66, 15.47, 0.091, 0.078, 4.34, 9.39, 82.46),
-        "at": (99.14, 88.03, 94.18, 0.045, 0.040, 100, 1, 0),
-        "at_bnn": (99.16, 88.44, 94.87, 0.364, 0.199, 200, 0.5, 0),
-        "pretrained_at": (99.18, 88.26, 94.49, 0.412, 0.381, 100, 1, 0),
-        "admm": (99.01, 88.47, 94.61, 0.041, 0.038, 100, 1, 80.00),
-        "trades": (99.07, 89.67, 95.04, 0.037, 0.033, 100, 1, 0),
-        "anp_vs_bbd": (99.05, 91.31, 95.43, 0.017, 0.015, 6.81, 10.57, 84.16),
-        "anp_vs_vib": (98.86, 90.11, 95.14, 0.017, 0.015, 4.87, 10.06, 78.48),
-    },
-    "cifar10": {
-        "standard": (92.76, 13.79, 41.65, 0.077, 0.065, 100, 1, 0),
-        "bp_bbd": (92.91, 14.30, 42.88, 0.037, 0.033, 12.41, 2.34, 75.92),
-        "bp_vib": (92.73, 12.28, None, 0.035, 0.032, 12.38, 2.38, 76.35),
-        "at": (87.50, 49.85, 63.70, 0.050, 0.047, 100, 1, 0),
-        "at_bnn": (86.69, 51.87, 64.92, 0.267, 0.238, 200, 0.5, 0),
-        "pretrained_at": (87.50, 52.25, 66.10, 0.041, 0.036, 100, 1, 0),
-        "admm": (78.15, 47.37, 62.15, 0.034, 0.030, 100, 1, 75.00),
-        "trades": (80.33, 52.08, 64.80, 0.045, 0.042, 100, 1, 0),
-        "anp_vs_bbd": (88.18, 56.21, 71.44, 0.019, 0.016, 12.27, 2.41, 76.53),
-        "anp_vs_vib": (87.56, 53.41, 68.12, 0.025, 0.021, 12.09, 2.43, 77.02),
-    },
-}
 TITLES = {"cifar10": "CIFAR-10, Linf, epsilon 8/255: VGG-16 at a quarter of its width"}
-HEAD = (
-    "| method | seeds | clean | white box PGD-40 | black box | AutoAttack | V white | V black "
-    "| memory, % | xFLOPs | sparsity, % | processor s |"
-)
 
 
-SAVED = ROOT / "saved_models"
-NUMBER = r"[\d.e+-]+"
-
-
-def cards(data, row, saved=SAVED):
-    """{options that differ from the defaults, such as "_suppress10": {seed: card}} of a row."""
-    more = "".join(f"(?:_{name}{NUMBER})?" for name in ALL[row].options)
-    wanted, found = re.compile(rf"{data}_anp_{row}({more})_s(\d+)"), {}
-    for path in sorted(saved.glob(f"{data}_anp_{row}*/card.json")):
-        match = wanted.fullmatch(path.parent.name)
-        if match:
-            found.setdefault(match[1], {})[int(match[2])] = tr.report.load(path.parent).to_dict()
-    return {more: dict(sorted(seeds.items())) for more, seeds in sorted(found.items())}
-
-
-def option(more, name):
-    """The value of an option in such a key, or None.
-
-    >>> option("_beta8_gain0", "gain"), option("", "gain")
-    (0.0, None)
-    """
-    match = re.search(rf"_{name}({NUMBER})", more)
-    return float(match[1]) if match else None
-
-
-def columns(card):
-    """The figures of one card: those of the paper's table, AutoAttack, processor seconds."""
-    entry = next(iter(card["models"].values()))
-    paper, families = entry["settings"]["paper_columns"], entry["families"]
-    white = next(
-        a["rate"] for s in entry["scores"] for a in s["attacks"] if a["name"].startswith("PGD-")
-    )
-    return {
-        "clean": percent(entry["clean"]),
-        "white": percent(white),
-        "black": percent(entry["transfer"][0]["robust"]),
-        "autoattack": percent(families["AutoAttack"]),
-        "v_white": entry["vulnerability"]["network"],
-        "v_black": entry["vulnerability_black"]["network"],
-        "memory": paper["memory"],
-        "xflops": paper["xflops"],
-        "sparsity": max(paper["sparsity"], 100 * entry["settings"]["zeros"]),
-        "seconds": entry["settings"]["seconds"][1],
-    }
-
-
-def percent(value):
-    return None if value is None else 100 * value["count"] / value["n"]
-
-
-def spread(values, digits):
-    """Mean, and +- the sample standard deviation where there are several.
-
-    >>> spread([1.0, 3.0], 1), spread([2.0], 2), spread([None], 2)
-    ('2.0 +- 1.4', '2.00', 'not run')
-    """
-    if any(v is None for v in values):
+def within(rate, digits):
+    """A rate of one net in per cent, and its 95 % interval."""
+    if rate is None:
         return "not run"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return f"{mean:.{digits}f} +- {deviation:.{digits}f}"
+    low, high = tr.evaluate.wilson(rate["count"], rate["n"])
+    return f"{percent(rate):.{digits}f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-DIGITS = {
-    "clean": 2, "white": 2, "black": 2, "autoattack": 1, "v_white": 4, "v_black": 4, "memory": 2,
-    "xflops": 2, "sparsity": 2, "seconds": 0,
-}  # fmt: skip
-
-
-def means(seeds, names=tuple(DIGITS)):
-    """The cells of some cards that differ in the seed alone."""
+def gap(seeds):
+    """PGD-40 x 5 minus AutoAttack, the mean over seeds, flagged where it is large."""
     each = [columns(card) for card in seeds.values()]
-    return [spread([c[name] for c in each], DIGITS[name]) for name in names]
+    if any(told["pgd"] is None or told["autoattack"] is None for told in each):
+        return cells.flagged(None)
+    return cells.flagged(sum(told["pgd"] - told["autoattack"] for told in each) / len(each))
 
 
-def table(data, saved=SAVED):
-    """Lines of Table 1, ours and the paper's; nothing where no card is."""
-    lines = []
+def table(data, names, saved=SAVED):
+    """Lines of Table 1, ours and the paper's, with the columns `names`; [] where no card is."""
+    lines, judged = [], "autoattack" in names
     for row, (title, *_) in ALL.items():
         seeds = cards(data, row, saved).get("")
         if not seeds:
             continue
-        lines.append(f"| {title} | {len(seeds)} | " + " | ".join(means(seeds)) + " |")
+        told = means(seeds, names)
+        if judged and len(seeds) == 1:
+            (card,) = seeds.values()
+            told = [within(rates(card)[name], DIGITS[name]) for name in names]
+        more = [gap(seeds)] if judged else [epochs(seeds)]
+        lines.append(f"| {title} | {len(seeds)} | " + " | ".join([*told, *more]) + " |")
         if row in PAPER[data]:
-            theirs = ["" if v is None else f"{v:g}" for v in PAPER[data][row]]
-            theirs.insert(3, "")
-            lines.append("| *the paper* | | " + " | ".join(theirs) + " | |")
-    return [HEAD, "|---" * 12 + "|", *lines] if lines else []
+            theirs = dict(zip(ORDER, PAPER[data][row], strict=True))
+            shown = ["" if theirs.get(n) is None else f"{theirs[n]:g}" for n in names]
+            lines.append("| *the paper* | | " + " | ".join(shown) + " | |")
+    titles = {**ACCURACIES, **COSTS}
+    more = "PGD-40 x 5 - AutoAttack" if judged else "epochs, stage by stage"
+    head = ["method", "seeds", *(titles[name] for name in names), more]
+    return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines] if lines else []
+
+
+def epochs(seeds):
+    """Epochs of each stage of a row, of its first seed."""
+    entry = next(iter(next(iter(seeds.values()))["models"].values()))
+    return " + ".join(f"{count:g}" for count in entry["settings"]["stages"].values())
+
+
+def remarks(data, saved=SAVED):
+    """Doubts of the evaluations, and the nets whose answers are averages, a line each."""
+    lines = []
+    for row, (title, *_) in ALL.items():
+        for seed, card in cards(data, row, saved).get("", {}).items():
+            (first, *others) = (e for e in card["models"].values() if e["scores"])
+            lines += cells.doubts(f"{title}, seed {seed}", first, ["loss_still_rising"])
+            for entry in others:
+                clean, attacked = entry["clean"], entry["families"]["PGD"]
+                name = entry["scores"][0]["attacks"][0]["name"]
+                lines.append(
+                    f"- {title}, seed {seed}, averages over draws, attacked as averages: "
+                    f"{cells.interval(clean)} clean, {cells.interval(attacked)} under {name}."
+                )
+                lines += cells.doubts(f"{title}, seed {seed}, averages over draws", entry)
+    return lines
 
 
 def ablation(data, saved=SAVED):
-    """Lines of Table 3: with and without masks and VS, over lambda."""
-    lines = [
-        "| method | lambda | seeds | clean | white box PGD-40 | AutoAttack | V white | V black |",
-        "|---" * 8 + "|",
-    ]
+    """Lines of Table 3: with and without masks and VS, over lambda; [] where neither is alone."""
+    names = ("clean", "white", "autoattack", "v_white", "v_black")
+    titles = [{**ACCURACIES, **COSTS}[name] for name in names]
+    lines, alone = [], False
     for row in ("at", "at_vs", "anp_bbd", "anp_vs_bbd"):
         found = cards(data, row, saved)
         weighed = "suppress" in ALL[row].options
         default = 1.0 if weighed else 0.0
         values = {option(m, "suppress") or default: s for m, s in found.items() if "gain" not in m}
+        alone |= bool(values) and row in ("at_vs", "anp_bbd")
         for value, seeds in sorted(values.items()):
-            cells = means(seeds, ("clean", "white", "autoattack", "v_white", "v_black"))
-            lines.append(
-                f"| {ALL[row].title} | {value:g} | {len(seeds)} | " + " | ".join(cells) + " |"
-            )
-    return lines if len(lines) > 3 else []
+            told = " | ".join(means(seeds, names))
+            lines.append(f"| {ALL[row].title} | {value:g} | {len(seeds)} | {told} |")
+        if values:
+            clean, white, v = PAPER3[data][row]
+            lines.append(f"| *the paper* | | | {clean:.2f} | {white:.2f} | | {v:g} | |")
+    head = ["| method | lambda | seeds | " + " | ".join(titles) + " |", "|---" * 8 + "|"]
+    return head + lines if alone else []
+
+
+BETAS = {"bp_bbd": ("bp_beta", 1.0), "pat": ("bp_beta", 1.0), "anp_vs_bbd": ("beta", 100.0)}
+
+
+def swept(data, row, saved=SAVED):
+    """{beta: {seed: card}} of a row of Figure 3, whose masks no gain has stopped."""
+    flag, default = BETAS[row]
+    return {
+        option(more, flag) or default: seeds
+        for more, seeds in cards(data, row, saved).items()
+        if "gain" not in ALL[row].options or option(more, "gain") == 0
+    }
 
 
 def figure3(data, saved=SAVED):
-    """Lines of Figure 3: what beta prunes, and what it costs."""
+    """Lines of Figure 3: what beta prunes, and what it costs; [] before anything is swept."""
+    names = ("sparsity", "xflops", "clean", "white", "v_white")
     lines = [
-        "| method | beta | sparsity, % | xFLOPs | clean | white box PGD-40 |",
-        "|---" * 6 + "|",
+        "| method | beta | sparsity, % | xFLOPs | clean | white box PGD-40 | V white |",
+        "|---" * 7 + "|",
     ]
-    for row, flag in (("bp_bbd", "bp_beta"), ("pat", "bp_beta"), ("anp_vs_bbd", "beta")):
-        for more, seeds in cards(data, row, saved).items():
-            if row == "anp_vs_bbd" and option(more, "gain") != 0:
-                continue
-            value = option(more, flag)
-            value = value if value is not None else {"bp_beta": 1.0, "beta": 100.0}[flag]
-            cells = means(seeds, ("sparsity", "xflops", "clean", "white"))
-            lines.append(f"| {ALL[row].title} | {value:g} | " + " | ".join(cells) + " |")
-    return lines if len(lines) > 4 else []
+    for row in ("standard", "at"):
+        if seeds := cards(data, row, saved).get(""):
+            lines.append(f"| {ALL[row].title} | - | " + " | ".join(means(seeds, names)) + " |")
+    found = {row: swept(data, row, saved) for row in BETAS}
+    for row, values in found.items():
+        for value, seeds in sorted(values.items()):
+            told = " | ".join(means(seeds, names))
+            lines.append(f"| {ALL[row].title} | {value:g} | {told} |")
+    return lines if max(map(len, found.values())) > 1 else []
+
+
+def plots(root=ROOT):
+    """{path below `root`: SVG text} of Figure 3, of each data set that was swept."""
+    return {
+        f"docs/results/{data}_beta.svg": figures.svg(
+            (6.4, 3.2), lambda f, d=data: _paint(f, d, root)
+        )
+        for data in PAPER
+        if figure3(data, root / "saved_models")
+    }
+
+
+def _paint(figure, data, root):
+    saved = root / "saved_models"
+    panels = figure.subplots(1, 2, sharex=True)
+    for axis, name in zip(panels, ("clean", "white"), strict=True):
+        for row, ink in zip(BETAS, figures.INKS[1:], strict=False):
+            each = [
+                columns(c) for seeds in swept(data, row, saved).values() for c in seeds.values()
+            ]
+            each.sort(key=lambda told: told["sparsity"])
+            x, y = ([told[key] for told in each] for key in ("sparsity", name))
+            axis.plot(x, y, "o-", color=ink, label=ALL[row].title, markersize=4, linewidth=1.2)
+        for row, style in (("standard", ":"), ("at", "--")):
+            for card in cards(data, row, saved).get("", {}).values():
+                told = columns(card)[name]
+                axis.axhline(told, color=figures.INKS[0], linestyle=style, label=ALL[row].title)
+        axis.set(xlabel="units removed, %", ylabel=f"{ACCURACIES[name]}, %")
+    panels[1].legend(frameon=False, fontsize=7)
 
 
 def sweeps(data, saved=SAVED):
@@ -186,8 +185,8 @@ def sweeps(data, saved=SAVED):
     columns += [f"{steps} steps" for steps, _ in first["iterations"]]
     lines = ["| net | images | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, row in found.items():
-        cells = [f"{100 * right / row['n']:.1f}" for _, right in row["epsilon"] + row["iterations"]]
-        lines.append(f"| {name} | {row['n']:,} | " + " | ".join(cells) + " |")
+        told = [f"{100 * right / row['n']:.1f}" for _, right in row["epsilon"] + row["iterations"]]
+        lines.append(f"| {name} | {row['n']:,} | " + " | ".join(told) + " |")
     return lines
 
 
@@ -209,7 +208,7 @@ def budget(data, saved=SAVED):
 def section(data, root=ROOT):
     """The part of a results page about ANP-VS and its baselines."""
     saved = root / "saved_models"
-    rows = table(data, saved)
+    rows = table(data, tuple(ACCURACIES), saved)
     if not rows:
         return []
     lines = [
@@ -217,20 +216,37 @@ def section(data, root=ROOT):
         "",
         "Made by `python -m recipes.anp_vs_table1`, a card for each row and seed. The budget:",
         "; ".join(budget(data, saved)) + ".",
-        "White box: PGD-40, one start, all test images. Black box: PGD-40 on a net of another",
-        "seed, adversarially trained for rows that are, standard for the others. V: last iterates,",
-        "all test images, units that were cut never move. Memory, xFLOPs and sparsity by the",
-        "formulas of the paper's code (sparsity of units; of weights for ADMM). Masked nets are",
-        "shrunk and, for ANP-VS, fine-tuned at the end. AT BNN is judged as the net of its mean",
-        "weights; averages over draws, attacked as averages, stand on its card.",
+        "The attack in training is PGD-7; the paper trained for 200 epochs. Clean, white box (one",
+        "start) and black box on all test images, in brackets 95 % intervals (Wilson); over seeds",
+        "mean +- standard deviation. PGD-40 x 5 and AutoAttack on the same first images: their gap",
+        "is a sign of masked gradients beyond 5 points. Black box: PGD-40 on a net of another",
+        "seed, adversarially trained for rows that are, standard for the others. Masked nets are",
+        "shrunk before they are judged. AT BNN is judged as the net of its mean weights. Most",
+        "cards say that twice the steps of PGD would lift the margins a little more; AutoAttack",
+        "stands beside. Other doubts follow the table.",
         "",
         *rows,
+        "",
+        *(remarks(data, saved) or ["None."]),
+        "",
+        "### Vulnerability and size",
+        "",
+        "V: last iterates, all test images, units that were cut never move. Memory, xFLOPs and",
+        "sparsity by the formulas of the paper's code (sparsity of units; of weights for ADMM).",
+        "**How much ANP-VS prunes is our choice**: its masks learn until 4.5 x fewer FLOPs are",
+        "reached (beta 100, the KL of each unit weighed by the root of its FLOPs; the paper weighs",
+        "all alike and trains on), then the small net is fine-tuned. Stages: of ANP-VS adversarial",
+        "training, masks, fine-tuning; of BP and Pretrained AT standard training first (BP's",
+        "epochs are of clean images alone); of ADMM adversarial training, pull, fine-tuning.",
+        "",
+        *table(data, tuple(COSTS), saved),
         "",
     ]
     if found := ablation(data, saved):
         lines += ["### Masks and vulnerability suppression, alone and together", "", *found, ""]
     if found := figure3(data, saved):
         lines += ["### What beta prunes", "", *found, ""]
+        lines += [f"![accuracy against the units that beta removes]({data}_beta.svg)", ""]
     if found := sweeps(data, saved):
         lines += ["### Larger radii, more iterations", "", *found, ""]
     return lines

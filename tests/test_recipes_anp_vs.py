@@ -104,7 +104,10 @@ def told(clean, v, auto=50):
     attack = {"name": "PGD-40", "rate": {"count": clean - 10, "n": 100}}
     entry = {
         "clean": rate,
-        "families": {"AutoAttack": auto and {"count": auto, "n": 50}},
+        "families": {
+            "PGD": {"count": 45, "n": 50},
+            "AutoAttack": auto and {"count": auto, "n": 50},
+        },
         "scores": [{"attacks": [{"name": "FGSM", "rate": rate}, attack]}],
         "transfer": [{"robust": {"count": clean - 1, "n": 100}}],
         "vulnerability": {"network": v},
@@ -116,9 +119,9 @@ def told(clean, v, auto=50):
 
 def test_seeds_are_averaged():
     cells = results_anp_vs.means({0: told(98, 0.01), 1: told(96, 0.03)})
-    assert cells[:5] == ["97.00 +- 1.41", "87.00 +- 1.41", "96.00 +- 1.41", "100.0 +- 0.0",
-                         "0.0200 +- 0.0141"]  # fmt: skip
-    assert cells[6:] == ["10.00 +- 0.00", "5.00 +- 0.00", "90.00 +- 0.00", "7 +- 0"]
+    assert cells[:6] == ["97.00 +- 1.41", "87.00 +- 1.41", "96.00 +- 1.41", "90.0 +- 0.0",
+                         "100.0 +- 0.0", "0.0200 +- 0.0141"]  # fmt: skip
+    assert cells[7:] == ["10.00 +- 0.00", "5.00 +- 0.00", "90.00 +- 0.00", "7 +- 0"]
     assert results_anp_vs.means({0: told(98, 0.01, None)}, ("autoattack",)) == ["not run"]
 
 
@@ -153,8 +156,28 @@ def test_the_ablation_is_ordered_by_lambda(monkeypatch):
     }
     monkeypatch.setattr(results_anp_vs, "cards", lambda data, row, saved: made.get(row, {}))
     lines = results_anp_vs.ablation("mnist")[2:]
+    assert lines[1] == "| *the paper* | | | 99.14 | 88.03 | | 0.045 | |"
+    lines = [line for line in lines if "*the paper*" not in line]
     assert [line.split(" | ")[1] for line in lines] == ["0", "1", "10"]
     assert [line.split(" | ")[6] for line in lines] == ["0.0500", "0.0400", "0.0200"]
+    del made["at_vs"]
+    assert results_anp_vs.ablation("mnist") == []
+
+
+def test_figure_3_takes_masks_that_no_gain_stopped(monkeypatch):
+    made = {
+        "at": {"": {0: told(98, 0.05)}},
+        "bp_bbd": {"": {0: told(97, 0.04)}, "_bp_beta8": {0: told(96, 0.04)}},
+        "anp_vs_bbd": {"": {0: told(95, 0.04)}, "_beta8_gain0": {0: told(94, 0.04)}},
+    }
+    monkeypatch.setattr(results_anp_vs, "cards", lambda data, row, saved: made.get(row, {}))
+    lines = results_anp_vs.figure3("mnist")[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["-", "1", "8", "8"]
+    assert [line.split(" | ")[4] for line in lines] == ["98.00", "97.00", "96.00", "94.00"]
+    drawn = results_anp_vs.plots()["docs/results/mnist_beta.svg"]
+    assert drawn.startswith("<?xml") and ">AT<" in drawn
+    del made["bp_bbd"]["_bp_beta8"]
+    assert results_anp_vs.figure3("mnist") == [] and not results_anp_vs.plots()
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_page_of_three_seeds(tmp_path):
     assert "| AFD, seed 1 | 99.00 (94.6 to 99.8, n = 100) | 92.00 (85.0 to 95.9, n = 100) |" in page
     assert "| AFD, paper | 99.15 +- 0.12 | 96.13 +- 0.35 |" in page and "| 92 | - |" in page
     assert "- AFD - AT under PGD-40 x 5: -3.00 points, 92.00 (seeds: 3) and 95.00" in page
-    assert "**not** within 2 points" in page and "AutoAttack: -12.00 points" in page
+    assert "**more than** 2 points below AT" in page and "AutoAttack: -12.00 points" in page
     assert "- PGD - AutoAttack of AFD, mean over seeds: 12.0 **masked?**." in page
     assert "- Doubts about AFD, seed 2: Seen 2." in page and "Seen 1." not in page
     assert "| AFD | 3 | 0.5 | 10 | 1,234 | PGD-7, steps of 0.075 | 61 +- 1 | 90 +- 0 |" in page
@@ -83,7 +83,7 @@ def test_settings_that_differ_have_lines_of_their_own(tmp_path):
     made(tmp_path, "at", 0, 96, 95)
     page = results_afd.page(tmp_path)
     assert "| AFD | 1 | 0.5 | 10 |" in page and "| AFD | 1 | 0.5 | 20 |" in page
-    assert "+1.00 points" in page and ": within 2 points of AT, or better." in page
+    assert "+1.00 points" in page and ": at most 2 points below AT." in page
     folder = made(tmp_path, "nt", 0, 0, 0)
     assert results_afd_features.area_rows("nt", tmp_path) == {0: [0.5] * 8}
     assert "| NT | 1 | 0.5 | 10 | 1,234 | none | 60 | 90 |" in results_afd.page(tmp_path)

@@ -27,7 +27,7 @@ class Pass:
 
 
 def feature_layers(model):
-    """Names of the layers whose outputs are hidden features: every activation but the last.
+    """Names of the layers whose outputs are hidden features: every activation that is no output.
 
     >>> from tfrobust import models
     >>> feature_layers(models.lenet5_caffe())

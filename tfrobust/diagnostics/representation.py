@@ -159,7 +159,7 @@ def representation_sensitivity(model, x, x_adv, feature_layer=None):
     Raises:
         TypeError, ValueError: a model or images that cannot be; only representations of length 0.
 
-    Reference: Bashivan et al. (2021), Figure 2, https://arxiv.org/abs/2006.04621.
+    Reference: Bashivan et al. (2021), Figure 4, https://arxiv.org/abs/2006.04621.
 
     Example:
 

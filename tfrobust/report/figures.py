@@ -191,7 +191,7 @@ def plot_areas(found, path=None):
 
 
 def plot_sensitivity(found, path=None):
-    """How far the representation moves, over epsilon: median and standard deviation (Fig. 2).
+    """How far the representation moves, over epsilon: median and standard deviation (Fig. 4).
 
     Args:
         found: {epsilon: `Sensitivity`}, {model: {epsilon: Sensitivity}}, or cards.
