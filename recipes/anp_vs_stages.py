@@ -76,7 +76,10 @@ class Run:
         return net
 
     def batches(self):
-        return tr.data.Batches(self.data.x_train, self.data.y_train, mnist.BATCH, seed=self.seed)
+        augment = tr.data.CropFlip(pad=4) if self.args.data == "cifar10" else None
+        return tr.data.Batches(
+            self.data.x_train, self.data.y_train, mnist.BATCH, seed=self.seed, augment=augment
+        )
 
     def stage(self, name, before, net, epochs, game_of, rate=2e-3, callbacks=()):
         """Trains `net` in the game that `game_of(net, steps)` makes: `Trained`.

@@ -52,7 +52,8 @@ def plain(seed, **compiling):
 
 def digits(seed=0, batch_size=16):
     data = tr.data.load("digits")
-    train = tr.data.Batches(data.x_train[:EXAMPLES], data.y_train[:EXAMPLES], batch_size, seed=seed)
+    x, y = data.x_train[:EXAMPLES], data.y_train[:EXAMPLES]
+    train = tr.data.Batches(x, y, batch_size, seed=seed, augment=tr.data.CropFlip(1, flip=False))
     return train, (data.x_test[:32], data.y_test[:32])
 
 

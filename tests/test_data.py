@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfrobust import data
+from tfrobust.data.load import FOLDER
 
 
 def arrays(n=12, size=6, channels=None, dtype="uint8", classes=4, seed=0):
@@ -23,7 +24,7 @@ def arrays(n=12, size=6, channels=None, dtype="uint8", classes=4, seed=0):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.delenv(data.FOLDER, raising=False)
+    monkeypatch.delenv(FOLDER, raising=False)
     np.savez(tmp_path / "mnist.npz", **arrays(size=28))
     return tmp_path
 
@@ -59,7 +60,7 @@ def test_uint8_is_divided_by_255_and_gets_a_channel(folder):
 
 
 def test_the_folder_comes_from_the_environment_and_argument_wins(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv(data.FOLDER, str(folder))
+    monkeypatch.setenv(FOLDER, str(folder))
     assert len(data.load("mnist").x_train) == 12
     other = tmp_path / "other"
     other.mkdir()
@@ -199,8 +200,8 @@ def test_unknown_names_missing_files_and_folders(folder):
 
 
 def test_a_missing_environment_folder_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv(data.FOLDER, str(tmp_path / "absent"))
-    with pytest.raises(FileNotFoundError, match=f"`{data.FOLDER}` must be an existing folder"):
+    monkeypatch.setenv(FOLDER, str(tmp_path / "absent"))
+    with pytest.raises(FileNotFoundError, match=f"`{FOLDER}` must be an existing folder"):
         data.load("mnist")
 
 
@@ -301,7 +302,56 @@ def test_sample_weight_goes_with_its_example():
         assert weights.dtype == np.float32 and len(images) == len(weights)
 
 
+def test_augmentation_follows_from_seed_epoch_and_batch():
+    x, y = indexed()
+    reads = []
+    for _ in range(2):
+        batches = data.Batches(x, y, 8, seed=5, augment=data.CropFlip(1))
+        batches.epoch = 3
+        order = range(len(batches)) if not reads else reversed(range(len(batches)))
+        reads.append({i: batches[i][0] for i in order})
+    for i, images in reads[0].items():
+        np.testing.assert_array_equal(images, reads[1][i])
+        assert images.dtype == x.dtype
+    batches.epoch = 4
+    assert any(not np.array_equal(batches[i][0], reads[0][i]) for i in range(len(batches)))
+    plain = data.Batches(x, y, 8, seed=5)
+    assert "augment" not in plain.fingerprint()
+    assert batches.fingerprint()["augment"] == "CropFlip(pad=1, flip=True)"
+
+
+@pytest.mark.parametrize("pad, flip", [(0, False), (0, True), (2, False), (3, True)])
+def test_crop_and_flip_give_views_of_the_padded_image(pad, flip):
+    x = np.random.default_rng(0).uniform(0.1, 1, (40, 5, 7, 3)).astype("float32")
+    got = data.CropFlip(pad, flip)(x, np.random.default_rng(1))
+    wide = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    seen = set()
+    for image, padded in zip(got, wide, strict=True):
+        views = {
+            (i, j, mirrored): padded[i : i + 5, j : j + 7][:, :: -1 if mirrored else 1]
+            for i in range(2 * pad + 1)
+            for j in range(2 * pad + 1)
+            for mirrored in ((False, True) if flip else (False,))
+        }
+        found = [place for place, view in views.items() if np.array_equal(view, image)]
+        assert len(found) == 1
+        seen.update(found)
+    assert len(seen) > 1 or (pad, flip) == (0, False)
+    assert {mirrored for *_, mirrored in seen} == ({False, True} if flip else {False})
+
+
+def test_augmentation_keeps_shapes_or_is_refused():
+    x, y = indexed()
+    with pytest.raises(ValueError, match="`augment` must return images of shape"):
+        data.Batches(x, y, 8, augment=lambda images, draws: images[1:])[0]
+    with pytest.raises(ValueError, match="`pad` must be an integer >= 0"):
+        data.CropFlip(-1)
+    with pytest.raises(ValueError, match="`images` must have the shape"):
+        data.CropFlip()(np.zeros((2, 4)), np.random.default_rng(0))
+
+
 BAD = [
+    ({"augment": 3}, TypeError, "`augment` must be a function"),
     ({"x": np.zeros((0, 4, 4, 1)), "y": np.zeros(0)}, ValueError, "at least one image"),
     ({"y": np.arange(49)}, ValueError, "`y` must have one label per image, 50"),
     (
@@ -387,8 +437,8 @@ def test_keras_own_shuffle_is_noticed():
 
 def test_environment_data_if_there(monkeypatch):
     """The real MNIST, where the developer has it."""
-    folder = os.environ.get(data.FOLDER)
+    folder = os.environ.get(FOLDER)
     if not folder or not os.path.exists(os.path.join(folder, "mnist.npz")):
-        pytest.skip(f"{data.FOLDER} is not set")
+        pytest.skip(f"{FOLDER} is not set")
     mnist = data.load("mnist")
     assert mnist.x_train.shape == (60000, 28, 28, 1) and mnist.x_train.max() == 1.0

@@ -1,15 +1,4 @@
-"""Images and labels as the other rooms want them; here uint8 and broken files end.
-
->>> import tfrobust as tr
->>> data = tr.data.load("digits")
->>> data.x_train.shape, data.num_classes
-((1437, 8, 8, 1), 10)
->>> train, val, test = data.split(batch_size=64)
->>> len(train), len(val), len(test)
-(21, 3, 6)
-
-The order of `Batches` follows from ``(seed, epoch)``, so a resumed `fit` can be exact.
-"""
+"""Data sets by name or from files, checked once: float images in [0, 1], integer labels."""
 
 import dataclasses
 import os
@@ -18,6 +7,8 @@ import zlib
 
 import keras
 import numpy as np
+
+from tfrobust.data.batches import Batches, is_int, permutation
 
 NAMES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -68,12 +59,12 @@ class Dataset:
         n, taken = len(self.x_train), size
         if isinstance(size, float) and 0 < size < 1:
             taken = max(1, round(size * n))
-        if not _is_int(taken) or not 1 <= taken < n:
+        if not is_int(taken) or not 1 <= taken < n:
             raise ValueError(
                 f"`size` must be a fraction in (0, 1) or a number of images in [1, {n}). "
                 f"Received: size={size!r}"
             )
-        order = _permutation(n, seed, stream=1)
+        order = permutation(n, seed, stream=1)
         val, train = np.sort(order[:taken]), np.sort(order[taken:])
         return (
             (self.x_train[train], self.y_train[train]),
@@ -97,119 +88,6 @@ class Dataset:
             Batches(x_val, y_val, batch_size, shuffle=False),
             Batches(self.x_test, self.y_test, batch_size, shuffle=False),
         )
-
-
-class Batches(keras.utils.PyDataset):
-    """Gives batches in an order that follows from ``(seed, epoch)`` only.
-
-    A game's `fit` and `tr.training.Resume` tell it the epoch; alone it counts the
-    passes. Keras would shuffle the batches once more with Python's global random numbers:
-    our games switch that off, a plain Keras model wants ``fit(batches, shuffle=False)``.
-    Keras traces the step once, also for the smaller last batch.
-
-    Args:
-        x: Array of images ``(n, height, width, channels)``.
-        y: Array of labels, first axis n: integers ``(n,)`` or ``(n, 1)``, or one-hot.
-        batch_size: Int >= 1, images per batch.
-        seed: Int >= 0.
-        shuffle: Bool; False keeps the order of the arrays.
-        drop_remainder: Bool; True leaves the smaller last batch of an epoch out. Wanted
-            on several replicas, which would share a smaller batch unevenly.
-        sample_weight: None, or array ``(n,)`` of weights, given as third member of each
-            batch.
-
-    Example:
-
-    >>> batches = Batches(np.zeros((10, 8, 8, 1), "float32"), np.arange(10), 4)
-    >>> [len(y) for x, y in batches]
-    [4, 4, 2]
-    >>> batches.epoch = 7  # the order of epoch 7, whatever came before
-    """
-
-    def __init__(
-        self, x, y, batch_size=128, seed=0, shuffle=True, drop_remainder=False, sample_weight=None
-    ):
-        super().__init__()
-        x, y = _array(x, "x"), _array(y, "y")
-        if len(x) == 0:
-            raise ValueError("`x` must hold at least one image. Received: an empty array")
-        if len(y) != len(x):
-            raise ValueError(
-                f"`y` must have one label per image, {len(x)} in all. Received: {len(y)} labels"
-            )
-        if sample_weight is not None:
-            sample_weight = _array(sample_weight, "sample_weight").astype("float32")
-            if sample_weight.shape != (len(x),):
-                raise ValueError(
-                    f"`sample_weight` must have the shape ({len(x)},). "
-                    f"Received: sample_weight of shape {sample_weight.shape}"
-                )
-        if not _is_int(batch_size) or batch_size < 1:
-            raise ValueError(
-                f"`batch_size` must be an integer >= 1. Received: batch_size={batch_size!r}"
-            )
-        if drop_remainder and batch_size > len(x):
-            raise ValueError(
-                f"`batch_size` must be at most {len(x)}, the number of images, with "
-                f"drop_remainder=True. Received: batch_size={batch_size}"
-            )
-        _permutation(1, seed)
-        self.x, self.y, self.sample_weight = x, y, sample_weight
-        self.batch_size, self.seed = int(batch_size), int(seed)
-        self.shuffle, self.drop_remainder = bool(shuffle), bool(drop_remainder)
-        self._epoch, self._told, self._order = 0, True, None
-        self._next, self._in_order = 0, True
-
-    @property
-    def epoch(self):
-        """The epoch whose order is given; setting it also fixes the pass to come."""
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, epoch):
-        self._epoch, self._told = int(epoch), True
-
-    @property
-    def in_order(self):
-        """Whether the batches of this pass were asked for in ascending order."""
-        return self._in_order
-
-    def fingerprint(self):
-        """What the order and the data depend on, as a dict of numbers."""
-        crc = 0
-        for part in (self.x[0], self.x[-1], self.y, self.sample_weight):
-            crc = crc if part is None else zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
-        names = ("batch_size", "seed", "shuffle", "drop_remainder")
-        return {"examples": len(self.x), "crc": crc, **{k: getattr(self, k) for k in names}}
-
-    def on_epoch_begin(self):
-        if not self._told:
-            self._epoch += 1
-        self._told = False
-        self._next, self._in_order = 0, True
-
-    def __len__(self):
-        whole, rest = divmod(len(self.x), self.batch_size)
-        return whole + (rest > 0 and not self.drop_remainder)
-
-    def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"`index` must lie in [0, {len(self)}). Received: index={index}")
-        self._in_order = self._in_order and index == self._next
-        self._next = index + 1
-        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        if self.shuffle:
-            rows = self._rows()[rows]
-        if self.sample_weight is None:
-            return self.x[rows], self.y[rows]
-        return self.x[rows], self.y[rows], self.sample_weight[rows]
-
-    def _rows(self):
-        epoch, known = self._epoch, self._order
-        if known is None or known[0] != epoch:
-            # One assignment of one tuple: Keras reads batches from another thread.
-            self._order = known = (epoch, _permutation(len(self.x), self.seed, epoch))
-        return known[1]
 
 
 def load(name, data_dir=None):
@@ -379,20 +257,3 @@ def _labels(y, name, n, num_classes, source):
             f"`{name}` must be >= 0{upper}. Received: labels in [{low}, {high}] in {source}"
         )
     return np.ascontiguousarray(y, "int32")
-
-
-def _array(values, name):
-    values = np.asarray(values)
-    if values.ndim == 0 or values.dtype == object:
-        raise TypeError(f"`{name}` must be an array. Received: {type(values.item(0)).__name__}")
-    return values
-
-
-def _is_int(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _permutation(n, seed, epoch=0, stream=0):
-    if not _is_int(seed) or seed < 0:
-        raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
-    return np.random.default_rng([int(seed), int(epoch), stream]).permutation(n)
