@@ -67,15 +67,17 @@ def representations(root=ROOT, net="resnet18"):
             d, (_, _, median, deviation) = told["dimensions"], feature_row(told)
             lines.append(
                 f"| {title}, seed {seed} | {of(d['units'], d['features'])} "
-                f"| {of(d['dimensions'], d['features'])} | {median:.3f} | {deviation:.3f} "
+                f"| {of(d['dimensions'], d['features'])} | {of(d['lone'], told['n'])} "
+                f"| {median:.3f} | {deviation:.3f} "
                 f"| `{told['layer']}` | {told['n']:,} |"
             )
         if found and net == "resnet18" and method in PAPER_DIMENSIONS:
             cells = " | ".join(of(value, PAPER_FEATURES) for value in PAPER_DIMENSIONS[method])
-            lines.append(f"| {title}, paper | {cells} | - | - | - | 10,000 |")
+            lines.append(f"| {title}, paper | {cells} | - | - | - | - | 10,000 |")
     head = [
-        "| | units used | principal components | median shift | its deviation | layer | n |",
-        "|---|---|---|---|---|---|---|",
+        "| | units used | principal components | images that light one unit alone | median shift "
+        "| its deviation | layer | n |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return head + lines if lines else []
 
@@ -106,7 +108,8 @@ def remarks(root=ROOT, net="resnet18"):
         "length and `pool` has not, so units and components are not of the same kind; shifts are "
         "relative. The representation has "
         f"{' or '.join(map(str, sorted(sizes)))} features, the paper's {PAPER_FEATURES}: compare "
-        "shares. Shifts are those under PGD-40 at epsilon 0.3.",
+        "shares. Where an image lights one unit alone, unit features are constant around it, and "
+        "so are logits: gradients vanish. Shifts are those under PGD-40 at epsilon 0.3.",
     ]
 
 

@@ -80,6 +80,9 @@ def test_dimensions_of_data_of_rank_two():
     x[:, 3] = 0.0
     found = D.feature_dimensions(identity(), x)
     assert (found.units, found.features, found.dimensions, found.n) == (3, 4, 2, 60)
+    assert found.lone == 0
+    some = np.array([[0.5, 0, 0, 0], [0, 0.2, 0, 0], [0.1, 0.1, 0, 0], [0, 0, 0, 0]])
+    assert D.feature_dimensions(identity(), some).lone == 2
     np.testing.assert_allclose(found.explained.sum(), 1)
     alike = D.feature_dimensions(identity(), np.full((5, 4), 0.5))
     assert alike.dimensions == 0 and alike.units == 4

@@ -121,7 +121,8 @@ def test_measurements_of_another_net_are_left_out(tmp_path):
         "| not run | not run | not run | 0.500 | not run |"
         in results_afd_features.areas(tmp_path)[-2]
     )
-    size, shift = {"units": 3, "features": 4, "dimensions": 2}, {"median": 0.1, "deviation": 0.2}
+    size = {"units": 3, "features": 4, "dimensions": 2, "lone": 1}
+    shift = {"median": 0.1, "deviation": 0.2}
     values = {"n": 8, "layer": "pool", "dimensions": size, "sensitivity": {"0.3": shift}}
     for net, rows in (("old", 0), ("new", 4)):  # two of them the head, one the paper's
         afd_table2_auc.keep(folder / "features.json", {**values, "net": net})

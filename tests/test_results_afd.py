@@ -34,7 +34,7 @@ def made(root, method, seed, pgd, suite, area=0.5, units=8, **changes):
     shift = {"median": 0.1 + 0.1 * seed, "deviation": 0.2}
     afd_table2_auc.keep(folder / "features.json", {
         "n": 8, "net": "net", "layer": "pool" if method != "afd" else "features",
-        "dimensions": {"units": units, "features": 32, "dimensions": 4},
+        "dimensions": {"units": units, "features": 32, "dimensions": 4, "lone": 2},
         "sensitivity": {"0.1": {**shift, "median": 0.05}, "0.3": shift},
     })  # fmt: skip
     return folder

@@ -57,6 +57,8 @@ class Dimensions:
         explained: float64 `(features,)`, share of the variance of each component, descending.
         share: Float in (0, 1].
         n: Images.
+        lone: Those of them that light one feature alone. Divided by its length, the representation
+            is the same for all of these that light the same one: attacks by gradients stand still.
     """
 
     units: int
@@ -65,10 +67,11 @@ class Dimensions:
     explained: np.ndarray
     share: float
     n: int
+    lone: int = 0
 
     def to_dict(self):
         """Plain numbers."""
-        names = ("units", "features", "dimensions", "share", "n")
+        names = ("units", "features", "dimensions", "share", "n", "lone")
         return {name: getattr(self, name) for name in names}
 
 
@@ -223,6 +226,7 @@ def feature_dimensions(model, x, feature_layer=None, share=0.99, tolerance=1e-6)
         explained=explained,
         share=float(share),
         n=len(x),
+        lone=int(((np.abs(h) > tolerance).sum(1) == 1).sum()),
     )
 
 
