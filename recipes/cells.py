@@ -6,6 +6,7 @@ import tfrobust as tr
 
 ROOT = pathlib.Path(__file__).parents[1]
 GAP = 5.0  # points of PGD minus AutoAttack beyond which gradients are suspected of being masked
+MASKED = " **masked?**"  # the mark of such rows
 
 
 def rate(value):
@@ -29,7 +30,7 @@ def flagged(gap):
     >>> flagged(5.01), flagged(4.0), flagged(None)
     ('5.0 **masked?**', '4.0', 'not run')
     """
-    return "not run" if gap is None else f"{gap:.1f}" + " **masked?**" * (gap > GAP)
+    return "not run" if gap is None else f"{gap:.1f}" + MASKED * (gap > GAP)
 
 
 def doubts(title, entry, but=()):

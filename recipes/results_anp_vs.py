@@ -26,7 +26,7 @@ from recipes.anp_vs_cards import (
 from recipes.anp_vs_rows import ALL, ROWS
 from recipes.cells import ROOT
 
-TITLES = {"cifar10": "CIFAR-10, Linf, epsilon 8/255: VGG-16 at a quarter of its width"}
+TITLES = {"cifar10": "CIFAR-10, Linf, epsilon 8/255: VGG-16"}
 
 
 def within(rate, digits):
@@ -196,12 +196,14 @@ def budget(data, saved=SAVED):
     for row in ROWS:
         for card in cards(data, row, saved).get("", {}).values():
             entry = next(iter(card["models"].values()))["settings"]
-            told.setdefault((entry["epochs"], entry["train_images"], entry["n"]), []).append(row)
+            key = tuple(entry[name] for name in ("epochs", "train_images", "n", "width"))
+            told.setdefault(key, []).append(row)
     return [
         f"{epochs} epochs of {f'{images:,} training images' if images else 'all training images'}, "
         f"AutoAttack on the first {n:,}"
+        + f", {width:g} of the width" * (width != 1)
         + (f" ({', '.join(dict.fromkeys(rows))})" if len(told) > 1 else "")
-        for (epochs, images, n), rows in told.items()
+        for (epochs, images, n, width), rows in told.items()
     ]
 
 

@@ -7,7 +7,7 @@ import json
 
 import tfrobust as tr
 from recipes import figures
-from recipes.cells import ROOT, rate
+from recipes.cells import GAP, MASKED, ROOT, rate
 from recipes.command import refuse_unlike
 
 DATA = {
@@ -185,10 +185,12 @@ def short(root=ROOT):
         full = card["models"][START]["footprint"]["flops"]
         zeros = entry["settings"]["zeros"]
         left = f" ({100 * zeros:.0f} % zeros)" if zeros > 0.01 else ""
+        pgd, suite = attack(entry, "PGD"), attack(entry, "AutoAttack")
+        gap = 100 * (pgd["count"] / pgd["n"] - suite["count"] / suite["n"])
         lines.append(
             f"| [{ratio[:-1]} % of the {kind} pruned](saved_models/{folder.name}/card.json) "
-            f"| {rate(entry['clean'])} | {rate(attack(entry, 'PGD'))} "
-            f"| {rate(attack(entry, 'APGD'))} | {rate(attack(entry, 'AutoAttack'))} "
+            f"| {rate(entry['clean'])} | {rate(pgd)}{MASKED * (gap > GAP)} "
+            f"| {rate(attack(entry, 'APGD'))} | {rate(suite)} "
             f"| {full / entry['footprint']['flops']:.2f} x "
             f"| {entry['footprint']['parameters']:,}{left} | `{card['command']}` |"
         )
