@@ -22,6 +22,7 @@ from recipes.anp_vs_cards import (
     option,
     percent,
     rates,
+    spread,
 )
 from recipes.anp_vs_rows import ALL, ROWS
 from recipes.cells import ROOT
@@ -72,6 +73,26 @@ def epochs(seeds):
     """Epochs of each stage of a row, of its first seed."""
     entry = next(iter(next(iter(seeds.values()))["models"].values()))
     return " + ".join(f"{count:g}" for count in entry["settings"]["stages"].values())
+
+
+def verdict(data, saved=SAVED):
+    """ANP-VS beside AT under AutoAttack, means over seeds, and what it saves; a line each."""
+    at, lines = cards(data, "at", saved).get(""), []
+    for row in ("anp_vs_bbd", "anp_vs_vib"):
+        seeds = cards(data, row, saved).get("")
+        if not at or not seeds:
+            continue
+        ours, theirs = ([columns(card) for card in made.values()] for made in (seeds, at))
+        if any(told["autoattack"] is None for told in (*ours, *theirs)):
+            continue
+        mean = [sum(told["autoattack"] for told in each) / len(each) for each in (ours, theirs)]
+        gains = spread([told["xflops"] for told in ours], 2)
+        lines.append(
+            f"- {ALL[row].title} - AT under AutoAttack: {mean[0] - mean[1]:+.2f} points, "
+            f"{mean[0]:.2f} (seeds: {len(ours)}) and {mean[1]:.2f} (seeds: {len(theirs)}), at "
+            f"{gains} x fewer FLOPs."
+        )
+    return lines
 
 
 def remarks(data, saved=SAVED):
@@ -228,6 +249,8 @@ def section(data, root=ROOT):
         "stands beside. Other doubts follow the table.",
         "",
         *rows,
+        "",
+        *verdict(data, saved),
         "",
         *(remarks(data, saved) or ["None."]),
         "",

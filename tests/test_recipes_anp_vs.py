@@ -164,6 +164,17 @@ def test_the_ablation_is_ordered_by_lambda(monkeypatch):
     assert results_anp_vs.ablation("mnist") == []
 
 
+def test_the_verdict_compares_means_over_seeds(monkeypatch):
+    made = {
+        "at": {"": {0: told(98, 0.05), 1: told(98, 0.05, 40)}},
+        "anp_vs_bbd": {"": {0: told(97, 0.04, 42)}},
+        "anp_vs_vib": {"": {0: told(97, 0.04, None)}},
+    }
+    monkeypatch.setattr(results_anp_vs, "cards", lambda data, row, saved: made.get(row, {}))
+    (line,) = results_anp_vs.verdict("mnist")
+    assert "AutoAttack: -6.00 points, 84.00 (seeds: 1) and 90.00 (seeds: 2), at 5.00 x" in line
+
+
 def test_figure_3_takes_masks_that_no_gain_stopped(monkeypatch):
     made = {
         "at": {"": {0: told(98, 0.05)}},
