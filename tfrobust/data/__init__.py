@@ -13,6 +13,6 @@ The order of `Batches` follows from ``(seed, epoch)``, so a resumed `fit` can be
 
 from tfrobust.data.augment import CropFlip
 from tfrobust.data.batches import Batches
-from tfrobust.data.load import Dataset, load
+from tfrobust.data.load import FOLDER, NAMES, Dataset, load
 
-__all__ = ["Batches", "CropFlip", "Dataset", "load"]
+__all__ = ["FOLDER", "NAMES", "Batches", "CropFlip", "Dataset", "load"]
