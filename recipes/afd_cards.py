@@ -4,8 +4,7 @@ import json
 
 import tfrobust as tr
 from recipes.afd_stages import METHODS, NETS
-from recipes.anp_vs_cards import spread
-from recipes.cells import ROOT
+from recipes.cells import ROOT, spread
 
 TABLE1 = ("nt", "at", "trades", "match", "afd", "afd_plain", "afd_wgan")
 
@@ -51,10 +50,6 @@ def attacks_of(entry):
     }
 
 
-def percent(rate):
-    return None if rate is None else 100 * rate["count"] / rate["n"]
-
-
 def means(rows, digits):
     """Cells of mean and deviation over the seeds, [] for fewer than two.
 
@@ -87,9 +82,3 @@ def titled(method, rows, digits, cells=None):
     if mean := means(rows, digits):
         lines.append(f"| **{title}, {len(rows)} seeds** | " + " | ".join(mean) + " |")
     return lines
-
-
-def average(values):
-    """Mean, or None without values."""
-    values = [v for v in values if v is not None]
-    return sum(values) / len(values) if values else None

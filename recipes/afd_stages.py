@@ -55,9 +55,9 @@ METHODS = {
     "trades": Method("TRADES", "trades", paper=(
         "98.84 +- 0.18", "80.69 +- 9.44", "91.75 +- 2.70", "97.11 +- 0.63", "86.40 +- 8.22", "2")),
     "match": Method("L2 matching", "match", paper=("-", "about 80", "-", "-", "-", "-")),
-    "afd_plain": Method("AFD, plain features", "afd", unit=False),
     "afd": Method("AFD", "afd", paper=(
         "99.15 +- 0.12", "96.13 +- 0.35", "97.70 +- 0.34", "98.31 +- 0.18", "97.92 +- 0.31", "92")),
+    "afd_plain": Method("AFD, plain features", "afd", unit=False),
     "afd_wgan": Method("AFD, Wasserstein", "afd", {"divergence": "wasserstein"},
                        ("99.14", "97.68", "-", "-", "-", "-"), "NeurIPS text, trained on APGD"),
     "afd_fc1_pd": Method("AFD, FC1-PD", "afd", {"discriminator": PD1}),
@@ -217,7 +217,7 @@ def pilot(method, seed, data, args):
     right = tr.attacks.correct(net, x, y)
     stays = right & tr.attacks.correct(net, attack(net, x, y), y)
     square = tr.attacks.Square(mnist.THREAT, queries=4 if args.smoke else 500)
-    asked = stays[: min(ASKED, held)].copy()
+    asked = stays[:ASKED].copy()
     if asked.any():
         few = np.flatnonzero(asked)
         asked[few] = tr.attacks.correct(net, square(net, x[few], y[few]), y[few])

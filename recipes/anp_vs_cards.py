@@ -1,11 +1,10 @@
 """What the cards of `recipes.anp_vs_table1` hold, and what the paper printed in their place."""
 
-import math
 import re
 
 import tfrobust as tr
-from recipes.anp_vs_rows import ALL
-from recipes.cells import ROOT
+from recipes.anp_vs_rows import ALL, options
+from recipes.cells import ROOT, gap, percent, spread
 
 # Madaan et al. (2020), Tables 1 and 4: clean, white box, black box, V white, V black, memory in %,
 # xFLOPs, sparsity in %.
@@ -82,13 +81,24 @@ def cards(data, row, saved=SAVED):
 
 
 def option(more, name):
-    """The value of an option in such a key, or None.
+    """The value of an option in such a key, or its default.
 
     >>> option("_beta8_gain0", "gain"), option("", "gain")
-    (0.0, None)
+    (0.0, 4.5)
     """
     match = re.search(rf"_{name}({NUMBER})", more)
-    return float(match[1]) if match else None
+    return float(match[1]) if match else options()[name]["default"]
+
+
+def others(more, *names):
+    """What such a key says of other options.
+
+    >>> others("_beta8_suppress10", "suppress"), others("_suppress10", "suppress")
+    ('_beta8', '')
+    """
+    for name in names:
+        more = re.sub(rf"_{name}{NUMBER}", "", more)
+    return more
 
 
 def rates(card):
@@ -113,6 +123,7 @@ def columns(card):
     paper = entry["settings"]["paper_columns"]
     return {
         **{name: percent(value) for name, value in rates(card).items()},
+        "gap": gap(rates(card)["pgd"], rates(card)["autoattack"]),
         "v_white": entry["vulnerability"]["network"],
         "v_black": entry["vulnerability_black"]["network"],
         "memory": paper["memory"],
@@ -122,32 +133,13 @@ def columns(card):
     }
 
 
-def percent(value):
-    return None if value is None else 100 * value["count"] / value["n"]
-
-
-def spread(values, digits):
-    """Mean, and +- the sample standard deviation where there are several.
-
-    >>> spread([1.0, 3.0], 1), spread([2.0], 2), spread([None], 2)
-    ('2.0 +- 1.4', '2.00', 'not run')
-    """
-    if any(v is None for v in values):
-        return "not run"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return f"{mean:.{digits}f} +- {deviation:.{digits}f}"
-
-
 DIGITS = {
     "clean": 2, "white": 2, "black": 2, "pgd": 1, "autoattack": 1, "v_white": 4, "v_black": 4,
-    "memory": 2, "xflops": 2, "sparsity": 2, "seconds": 0,
+    "gap": 1, "memory": 2, "xflops": 2, "sparsity": 2, "seconds": 0,
 }  # fmt: skip
 
 
-def means(seeds, names=tuple(DIGITS)):
+def means(seeds, names):
     """The cells of some cards that differ in the seed alone."""
     each = [columns(card) for card in seeds.values()]
     return [spread([c[name] for c in each], DIGITS[name]) for name in names]

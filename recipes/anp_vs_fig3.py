@@ -11,7 +11,6 @@ Time: three trainings for each beta, 20 to 25 minutes each with judging, on one 
 from recipes import anp_vs_rows as rows
 from recipes import mnist
 
-METHODS = {"bp_bbd": "bp_beta", "pat": "bp_beta", "anp_vs_bbd": "beta"}
 GRIDS = {"mnist": [1.0, 4.0, 8.0, 10.0, 12.0], "cifar10": [1.0, 2.0, 4.0, 6.0, 8.0]}  # the paper's
 
 
@@ -25,7 +24,7 @@ def main():
         for row in args.rows:
             rows.one(row, seed, args, data)
         for beta in args.grid or GRIDS[args.data]:
-            for row, flag in METHODS.items():
+            for row, flag in rows.SWEPT.items():
                 rows.one(row, seed, args, data, **{flag: beta, "gain": 0.0})
 
 

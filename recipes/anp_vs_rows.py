@@ -56,6 +56,7 @@ MORE = {
     "pat": Row("PAT (beta-Bernoulli)", stages.pat, ("bp_beta",)),
 }
 ALL = {**ROWS, **MORE}
+SWEPT = {"bp_bbd": "bp_beta", "pat": "bp_beta", "anp_vs_bbd": "beta"}  # Figure 3: row, its beta
 
 
 def options():

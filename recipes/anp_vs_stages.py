@@ -23,6 +23,7 @@ KINDS = {"bbd": "BetaBernoulliMask", "vib": "VIBMask"}
 NETS = {"mnist": ("lenet5_caffe", 1.0), "cifar10": ("vgg16", 0.25)}
 MIX, DECAY = (1.0, 2.0), 1e-4
 CLEAN = 5  # epochs on clean images for one of the budget, which is of adversarial ones
+AUGMENT = {"mnist": None, "cifar10": tr.data.CropFlip(pad=4)}
 SPARSITY = {"mnist": 0.80, "cifar10": 0.75}  # of the paper's ADMM rows
 
 
@@ -76,10 +77,8 @@ class Run:
         return net
 
     def batches(self):
-        augment = tr.data.CropFlip(pad=4) if self.args.data == "cifar10" else None
-        return tr.data.Batches(
-            self.data.x_train, self.data.y_train, mnist.BATCH, seed=self.seed, augment=augment
-        )
+        x, y, augment = self.data.x_train, self.data.y_train, AUGMENT[self.args.data]
+        return tr.data.Batches(x, y, mnist.BATCH, seed=self.seed, augment=augment)
 
     def stage(self, name, before, net, epochs, game_of, rate=2e-3, callbacks=()):
         """Trains `net` in the game that `game_of(net, steps)` makes: `Trained`.

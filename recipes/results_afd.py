@@ -5,10 +5,9 @@ import numpy as np
 import tfrobust as tr
 from recipes import cells
 from recipes import results_afd_features as features
-from recipes.afd_cards import TABLE1, attacks_of, average, cards, means, percent, titled
+from recipes.afd_cards import TABLE1, attacks_of, cards, means, titled
 from recipes.afd_stages import METHODS, NETS
-from recipes.anp_vs_cards import spread
-from recipes.cells import ROOT, flagged
+from recipes.cells import ROOT, average, flagged, interval, percent, spread
 
 BAR = 2.0  # points under PGD that AFD may stay behind AT
 TABLE_A6 = {"afd_fc1_pd": 85.96, "afd_fc3": 90.73, "afd": 97.03, "afd_fc4_pd": None}
@@ -18,19 +17,15 @@ plots = features.plots
 
 def figures_of(entry):
     """[per cent of `COLUMNS`, PGD - AutoAttack in points]."""
-    values = [percent(rate) for rate in attacks_of(entry).values()]
-    pgd, suite = (values[COLUMNS.index(name)] for name in ("PGD-40 x 5", "AutoAttack"))
-    return [*values, None if pgd is None or suite is None else pgd - suite]
+    rates = attacks_of(entry)
+    values = [percent(rate) for rate in rates.values()]
+    return [*values, cells.gap(rates["PGD-40 x 5"], rates["AutoAttack"])]
 
 
 def row(entry):
     """Texts of a row of Table 1: rates with intervals and n, the gap with its flag."""
     told = [interval(rate) for rate in attacks_of(entry).values()]
     return [*told, flagged(figures_of(entry)[-1])]
-
-
-def interval(rate):
-    return "not run" if rate is None else cells.interval(rate)
 
 
 def table1(root=ROOT, net="resnet18"):

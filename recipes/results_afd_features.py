@@ -4,9 +4,9 @@ Measurements of another net than the card's are left out (see `afd_cards.beside`
 """
 
 from recipes import figures
-from recipes.afd_cards import TABLE1, average, beside, cards, titled
+from recipes.afd_cards import TABLE1, beside, cards, titled
 from recipes.afd_stages import METHODS
-from recipes.cells import ROOT
+from recipes.cells import ROOT, average
 
 AREAS = ("PGD Linf", "PGD L2", "PGD L1", "FGSM", "MIM", "DDN", "DeepFool", "C&W")
 PAPER_AREAS = {

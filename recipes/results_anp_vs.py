@@ -6,7 +6,6 @@ there are. The paper's figures stand beside ours; its budget was 200 epochs.
 
 import json
 
-import tfrobust as tr
 from recipes import cells, figures
 from recipes.anp_vs_cards import (
     ACCURACIES,
@@ -20,30 +19,13 @@ from recipes.anp_vs_cards import (
     columns,
     means,
     option,
-    percent,
+    others,
     rates,
-    spread,
 )
-from recipes.anp_vs_rows import ALL, ROWS
+from recipes.anp_vs_rows import ALL, ROWS, SWEPT, options
 from recipes.cells import ROOT
 
 TITLES = {"cifar10": "CIFAR-10, Linf, epsilon 8/255: VGG-16"}
-
-
-def within(rate, digits):
-    """A rate of one net in per cent, and its 95 % interval."""
-    if rate is None:
-        return "not run"
-    low, high = tr.evaluate.wilson(rate["count"], rate["n"])
-    return f"{percent(rate):.{digits}f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def gap(seeds):
-    """PGD-40 x 5 minus AutoAttack, the mean over seeds, flagged where it is large."""
-    each = [columns(card) for card in seeds.values()]
-    if any(told["pgd"] is None or told["autoattack"] is None for told in each):
-        return cells.flagged(None)
-    return cells.flagged(sum(told["pgd"] - told["autoattack"] for told in each) / len(each))
 
 
 def table(data, names, saved=SAVED):
@@ -56,9 +38,10 @@ def table(data, names, saved=SAVED):
         told = means(seeds, names)
         if judged and len(seeds) == 1:
             (card,) = seeds.values()
-            told = [within(rates(card)[name], DIGITS[name]) for name in names]
-        more = [gap(seeds)] if judged else [epochs(seeds)]
-        lines.append(f"| {title} | {len(seeds)} | " + " | ".join([*told, *more]) + " |")
+            told = [cells.interval(rates(card)[name], DIGITS[name], n=False) for name in names]
+        gaps = [columns(card)["gap"] for card in seeds.values()]
+        more = cells.flagged(cells.average(gaps)) if judged else epochs(seeds)
+        lines.append(f"| {title} | {len(seeds)} | " + " | ".join([*told, more]) + " |")
         if row in PAPER[data]:
             theirs = dict(zip(ORDER, PAPER[data][row], strict=True))
             shown = ["" if theirs.get(n) is None else f"{theirs[n]:g}" for n in names]
@@ -70,9 +53,10 @@ def table(data, names, saved=SAVED):
 
 
 def epochs(seeds):
-    """Epochs of each stage of a row, of its first seed."""
-    entry = next(iter(next(iter(seeds.values()))["models"].values()))
-    return " + ".join(f"{count:g}" for count in entry["settings"]["stages"].values())
+    """Epochs of each stage of a row, once for all seeds where they are alike."""
+    entries = [next(iter(card["models"].values())) for card in seeds.values()]
+    told = [" + ".join(f"{n:g}" for n in e["settings"]["stages"].values()) for e in entries]
+    return ", ".join(dict.fromkeys(told))
 
 
 def verdict(data, saved=SAVED):
@@ -85,8 +69,8 @@ def verdict(data, saved=SAVED):
         ours, theirs = ([columns(card) for card in made.values()] for made in (seeds, at))
         if any(told["autoattack"] is None for told in (*ours, *theirs)):
             continue
-        mean = [sum(told["autoattack"] for told in each) / len(each) for each in (ours, theirs)]
-        gains = spread([told["xflops"] for told in ours], 2)
+        mean = [cells.average(told["autoattack"] for told in each) for each in (ours, theirs)]
+        gains = cells.spread([told["xflops"] for told in ours], 2)
         lines.append(
             f"- {ALL[row].title} - AT under AutoAttack: {mean[0] - mean[1]:+.2f} points, "
             f"{mean[0]:.2f} (seeds: {len(ours)}) and {mean[1]:.2f} (seeds: {len(theirs)}), at "
@@ -121,8 +105,11 @@ def ablation(data, saved=SAVED):
     for row in ("at", "at_vs", "anp_bbd", "anp_vs_bbd"):
         found = cards(data, row, saved)
         weighed = "suppress" in ALL[row].options
-        default = 1.0 if weighed else 0.0
-        values = {option(m, "suppress") or default: s for m, s in found.items() if "gain" not in m}
+        values = {
+            option(more, "suppress") if weighed else 0.0: seeds
+            for more, seeds in found.items()
+            if not others(more, "suppress")
+        }
         alone |= bool(values) and row in ("at_vs", "anp_bbd")
         for value, seeds in sorted(values.items()):
             told = " | ".join(means(seeds, names))
@@ -134,16 +121,14 @@ def ablation(data, saved=SAVED):
     return head + lines if alone else []
 
 
-BETAS = {"bp_bbd": ("bp_beta", 1.0), "pat": ("bp_beta", 1.0), "anp_vs_bbd": ("beta", 100.0)}
-
-
 def swept(data, row, saved=SAVED):
     """{beta: {seed: card}} of a row of Figure 3, whose masks no gain has stopped."""
-    flag, default = BETAS[row]
+    flag = SWEPT[row]
     return {
-        option(more, flag) or default: seeds
+        option(more, flag): seeds
         for more, seeds in cards(data, row, saved).items()
-        if "gain" not in ALL[row].options or option(more, "gain") == 0
+        if not others(more, flag, "gain")
+        and ("gain" not in ALL[row].options or option(more, "gain") == 0)
     }
 
 
@@ -157,7 +142,7 @@ def figure3(data, saved=SAVED):
     for row in ("standard", "at"):
         if seeds := cards(data, row, saved).get(""):
             lines.append(f"| {ALL[row].title} | - | " + " | ".join(means(seeds, names)) + " |")
-    found = {row: swept(data, row, saved) for row in BETAS}
+    found = {row: swept(data, row, saved) for row in SWEPT}
     for row, values in found.items():
         for value, seeds in sorted(values.items()):
             told = " | ".join(means(seeds, names))
@@ -180,17 +165,16 @@ def _paint(figure, data, root):
     saved = root / "saved_models"
     panels = figure.subplots(1, 2, sharex=True)
     for axis, name in zip(panels, ("clean", "white"), strict=True):
-        for row, ink in zip(BETAS, figures.INKS[1:], strict=False):
-            each = [
-                columns(c) for seeds in swept(data, row, saved).values() for c in seeds.values()
-            ]
+        for row, ink in zip(SWEPT, figures.INKS[1:], strict=False):
+            betas = swept(data, row, saved).values()
+            each = [columns(card) for seeds in betas for card in seeds.values()]
             each.sort(key=lambda told: told["sparsity"])
             x, y = ([told[key] for told in each] for key in ("sparsity", name))
             axis.plot(x, y, "o-", color=ink, label=ALL[row].title, markersize=4, linewidth=1.2)
         for row, style in (("standard", ":"), ("at", "--")):
-            for card in cards(data, row, saved).get("", {}).values():
-                told = columns(card)[name]
-                axis.axhline(told, color=figures.INKS[0], linestyle=style, label=ALL[row].title)
+            if seeds := cards(data, row, saved).get(""):
+                mean = cells.average(columns(card)[name] for card in seeds.values())
+                axis.axhline(mean, color=figures.INKS[0], linestyle=style, label=ALL[row].title)
         axis.set(xlabel="units removed, %", ylabel=f"{ACCURACIES[name]}, %")
     panels[1].legend(frameon=False, fontsize=7)
 
@@ -234,6 +218,7 @@ def section(data, root=ROOT):
     rows = table(data, tuple(ACCURACIES), saved)
     if not rows:
         return []
+    known = {name: flag.get("default") for name, flag in options().items()}
     lines = [
         "## ANP-VS and its baselines",
         "",
@@ -258,11 +243,13 @@ def section(data, root=ROOT):
         "",
         "V: last iterates, all test images, units that were cut never move. Memory, xFLOPs and",
         "sparsity by the formulas of the paper's code (sparsity of units; of weights for ADMM).",
-        "**How much ANP-VS prunes is our choice**: its masks learn until 4.5 x fewer FLOPs are",
-        "reached (beta 100, the KL of each unit weighed by the root of its FLOPs; the paper weighs",
-        "all alike and trains on), then the small net is fine-tuned. Stages: of ANP-VS adversarial",
-        "training, masks, fine-tuning; of BP and Pretrained AT standard training first (BP's",
-        "epochs are of clean images alone); of ADMM adversarial training, pull, fine-tuning.",
+        "**How much ANP-VS prunes is our choice**: its masks learn until",
+        f"{known['gain']:g} x fewer FLOPs are reached (beta {known['beta']:g}, of VIB",
+        f"{known['vib_beta']:g}; the KL of each unit weighed by its FLOPs to the power of",
+        f"{known['cost_power']:g}; the paper weighs all alike and trains on), then the small",
+        "net is fine-tuned. Stages: of ANP-VS adversarial training, masks, fine-tuning; of BP and",
+        "Pretrained AT standard training first (BP's epochs are of clean images alone); of ADMM",
+        "adversarial training, pull, fine-tuning.",
         "",
         *table(data, tuple(COSTS), saved),
         "",

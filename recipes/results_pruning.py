@@ -7,7 +7,7 @@ import json
 
 import tfrobust as tr
 from recipes import figures
-from recipes.cells import GAP, MASKED, ROOT, rate
+from recipes.cells import ROOT, gap, mark, rate
 from recipes.command import refuse_unlike
 
 DATA = {
@@ -51,9 +51,7 @@ def before(data, root=ROOT):
 def cells(entry):
     """clean / PGD / AutoAttack."""
     values = entry["clean"], attack(entry, "PGD"), attack(entry, "AutoAttack")
-    return " / ".join(
-        "not run" if v is None else f"{100 * v['count'] / v['n']:.1f}" for v in values
-    )
+    return " / ".join(rate(value, 1) for value in values)
 
 
 def ranking(data, kind, root=ROOT):
@@ -186,10 +184,9 @@ def short(root=ROOT):
         zeros = entry["settings"]["zeros"]
         left = f" ({100 * zeros:.0f} % zeros)" if zeros > 0.01 else ""
         pgd, suite = attack(entry, "PGD"), attack(entry, "AutoAttack")
-        gap = 100 * (pgd["count"] / pgd["n"] - suite["count"] / suite["n"])
         lines.append(
             f"| [{ratio[:-1]} % of the {kind} pruned](saved_models/{folder.name}/card.json) "
-            f"| {rate(entry['clean'])} | {rate(pgd)}{MASKED * (gap > GAP)} "
+            f"| {rate(entry['clean'])} | {rate(pgd)}{mark(gap(pgd, suite))} "
             f"| {rate(attack(entry, 'APGD'))} | {rate(suite)} "
             f"| {full / entry['footprint']['flops']:.2f} x "
             f"| {entry['footprint']['parameters']:,}{left} | `{card['command']}` |"

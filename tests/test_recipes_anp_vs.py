@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfrobust as tr
-from recipes import anp_vs_rows, anp_vs_stages, results_anp_vs
+from recipes import anp_vs_cards, anp_vs_rows, anp_vs_stages, results_anp_vs
 from tests.test_recipes import folder, run  # noqa: F401
 
 
@@ -118,11 +118,11 @@ def told(clean, v, auto=50):
 
 
 def test_seeds_are_averaged():
-    cells = results_anp_vs.means({0: told(98, 0.01), 1: told(96, 0.03)})
+    cells = anp_vs_cards.means({0: told(98, 0.01), 1: told(96, 0.03)}, anp_vs_cards.DIGITS)
     assert cells[:6] == ["97.00 +- 1.41", "87.00 +- 1.41", "96.00 +- 1.41", "90.0 +- 0.0",
                          "100.0 +- 0.0", "0.0200 +- 0.0141"]  # fmt: skip
-    assert cells[7:] == ["10.00 +- 0.00", "5.00 +- 0.00", "90.00 +- 0.00", "7 +- 0"]
-    assert results_anp_vs.means({0: told(98, 0.01, None)}, ("autoattack",)) == ["not run"]
+    assert cells[7:] == ["-10.0 +- 0.0", "10.00 +- 0.00", "5.00 +- 0.00", "90.00 +- 0.00", "7 +- 0"]
+    assert anp_vs_cards.means({0: told(98, 0.01, None)}, ("autoattack",)) == ["not run"]
 
 
 def test_cards_of_a_row_do_not_stray_to_another(tmp_path):
@@ -153,6 +153,7 @@ def test_the_ablation_is_ordered_by_lambda(monkeypatch):
     made = {
         "at": {"": {0: told(98, 0.05)}},
         "at_vs": {"": {0: told(97, 0.04)}, "_suppress10": {0: told(96, 0.02)}},
+        "anp_vs_bbd": {"_beta8": {0: told(1, 0.5)}, "_gain0": {0: told(1, 0.5)}},
     }
     monkeypatch.setattr(results_anp_vs, "cards", lambda data, row, saved: made.get(row, {}))
     lines = results_anp_vs.ablation("mnist")[2:]
@@ -177,16 +178,20 @@ def test_the_verdict_compares_means_over_seeds(monkeypatch):
 
 def test_figure_3_takes_masks_that_no_gain_stopped(monkeypatch):
     made = {
-        "at": {"": {0: told(98, 0.05)}},
+        "at": {"": {0: told(98, 0.05), 1: told(98, 0.05)}},
         "bp_bbd": {"": {0: told(97, 0.04)}, "_bp_beta8": {0: told(96, 0.04)}},
-        "anp_vs_bbd": {"": {0: told(95, 0.04)}, "_beta8_gain0": {0: told(94, 0.04)}},
+        "anp_vs_bbd": {
+            "": {0: told(95, 0.04)},
+            "_beta8_gain0": {0: told(94, 0.04)},
+            "_beta8_gain0_cost_power0": {0: told(1, 0.5)},
+        },
     }
     monkeypatch.setattr(results_anp_vs, "cards", lambda data, row, saved: made.get(row, {}))
     lines = results_anp_vs.figure3("mnist")[2:]
     assert [line.split(" | ")[1] for line in lines] == ["-", "1", "8", "8"]
-    assert [line.split(" | ")[4] for line in lines] == ["98.00", "97.00", "96.00", "94.00"]
+    assert [line.split(" | ")[4] for line in lines] == ["98.00 +- 0.00", "97.00", "96.00", "94.00"]
     drawn = results_anp_vs.plots()["docs/results/mnist_beta.svg"]
-    assert drawn.startswith("<?xml") and ">AT<" in drawn
+    assert drawn.startswith("<?xml") and drawn.count(">AT<") == 1
     del made["bp_bbd"]["_bp_beta8"]
     assert results_anp_vs.figure3("mnist") == [] and not results_anp_vs.plots()
 

@@ -27,7 +27,8 @@ class Batches(keras.utils.PyDataset):
             batch.
         augment: None, or a function of (images of a batch, `numpy.random.Generator`) that
             returns images of the same shape in [0, 1], such as `CropFlip()`. What it draws
-            follows from (seed, epoch, batch), so a resumed `fit` sees the same images.
+            follows from (seed, epoch, batch), so a resumed `fit` sees the same images. `Resume`
+            tells dataclasses apart by their fields, functions by their names alone.
 
     Example:
 
