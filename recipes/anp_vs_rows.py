@@ -56,6 +56,7 @@ MORE = {
     "pat": Row("PAT (beta-Bernoulli)", stages.pat, ("bp_beta",)),
 }
 ALL = {**ROWS, **MORE}
+SHARED = ("width", "dropout", "warm")  # of the net and its start, by data set
 SWEPT = {"bp_bbd": "bp_beta", "pat": "bp_beta", "anp_vs_bbd": "beta"}  # Figure 3: row, its beta
 
 
@@ -65,6 +66,12 @@ def options():
         "rows": {"nargs": "+", "choices": list(ALL), "default": list(ROWS)},
         "seeds": {"type": int, "nargs": "+", "default": [0]},
         "width": {"type": float, "help": "of the network (default: 1 for LeNet, 0.25 for VGG-16)"},
+        "dropout": {"type": float, "help": "share of VGG-16's dropout (default: 0; the paper: 1)"},
+        "warm": {
+            "type": int,
+            "help": "epochs of standard training that adversarial rows start from (default: 0 on "
+            "MNIST, 16 on CIFAR-10)",
+        },
         "train_images": {"type": int, "help": "train on so many images (default: all)"},
         "beta": {"type": float, "default": 100.0, "help": "of ANP with beta-Bernoulli masks"},
         "vib_beta": {"type": float, "default": 100.0, "help": "of ANP with VIB masks"},
@@ -82,8 +89,12 @@ def options():
 
 def prepared(args):
     """The flags completed, and the data."""
-    if args.width is None:
-        args.width = stages.NETS[args.data][1]
+    defaults = stages.NETS[args.data].defaults
+    for name in SHARED:
+        if getattr(args, name) is None:
+            setattr(args, name, defaults.get(name))
+        elif name not in defaults:
+            raise SystemExit(f"`--{name}` has no meaning for {args.data}")
     data = pruning_stages.dataset(args)
     if args.train_images is None:
         return data
@@ -111,8 +122,8 @@ def name_of(row, seed, args):
 def command(row, seed, args):
     """The command that makes this one card."""
     told = {"data": args.data, "rows": row, "seeds": seed, "epochs": args.epochs}
-    if args.width != stages.NETS[args.data][1]:
-        told["width"] = args.width
+    defaults = stages.NETS[args.data].defaults
+    told |= {k: getattr(args, k) for k, v in defaults.items() if getattr(args, k) != v}
     told |= {"train_images": args.train_images, "n": args.n} | changed(row, args)
     told["smoke"] = "" if args.smoke else None
     words = ["python", "-m", "recipes.anp_vs_table1"]

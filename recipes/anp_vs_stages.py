@@ -20,11 +20,47 @@ import tfrobust as tr
 from recipes import mnist, pruning_stages
 
 KINDS = {"bbd": "BetaBernoulliMask", "vib": "VIBMask"}
-NETS = {"mnist": ("lenet5_caffe", 1.0), "cifar10": ("vgg16", 0.25)}
 MIX, DECAY = (1.0, 2.0), 1e-4
 CLEAN = 5  # epochs on clean images for one of the budget, which is of adversarial ones
-AUGMENT = {"mnist": None, "cifar10": tr.data.CropFlip(pad=4)}
-SPARSITY = {"mnist": 0.80, "cifar10": 0.75}  # of the paper's ADMM rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What differs between the data sets.
+
+    Args:
+        net: Name of its builder in `tr.models`.
+        defaults: Those of the flags of the net and its start.
+        takes: Those flags that the builder takes.
+        batch: Images.
+        sparsity: Of the paper's ADMM rows.
+        prior: Of Gaussian weights, its sigma and theirs at the start.
+        augment: Of training images.
+    """
+
+    net: str
+    defaults: dict
+    takes: tuple
+    batch: int
+    sparsity: float
+    prior: tuple
+    augment: object = None
+
+
+NETS = {
+    "mnist": Setting(
+        "lenet5_caffe", {"width": 1.0, "warm": 0}, ("width",), mnist.BATCH, 0.80, (1.0, 0.0486)
+    ),
+    "cifar10": Setting(
+        "vgg16",
+        {"width": 0.25, "dropout": 0.0, "warm": 16},
+        ("width", "dropout"),
+        64,
+        0.75,
+        (0.1, 0.00672),
+        tr.data.CropFlip(pad=4),
+    ),
+}
 
 
 @dataclasses.dataclass
@@ -48,8 +84,8 @@ class Run:
 
     def __init__(self, args, data, seed):
         self.args, self.data, self.seed = args, data, seed
-        self.scene = pruning_stages.SETTINGS[args.data]
-        self.epochs = args.epochs
+        self.scene, self.setting = pruning_stages.SETTINGS[args.data], NETS[args.data]
+        self.epochs, self.warm = args.epochs, 1 if args.smoke and args.warm else args.warm
 
     def part(self, share):
         """So many epochs of the budget, at least one."""
@@ -58,8 +94,8 @@ class Run:
     def net(self, mask=None):
         """The network of the data set, from random weights of this seed."""
         keras.utils.set_random_seed(self.seed)
-        name, _ = NETS[self.args.data]
-        return getattr(tr.models, name)(mask=mask, width=self.args.width)
+        options = {name: getattr(self.args, name) for name in self.setting.takes}
+        return getattr(tr.models, self.setting.net)(mask=mask, **options)
 
     def copy(self, net):
         """A net of the same weights."""
@@ -77,8 +113,8 @@ class Run:
         return net
 
     def batches(self):
-        x, y, augment = self.data.x_train, self.data.y_train, AUGMENT[self.args.data]
-        return tr.data.Batches(x, y, mnist.BATCH, seed=self.seed, augment=augment)
+        x, y, setting = self.data.x_train, self.data.y_train, self.setting
+        return tr.data.Batches(x, y, setting.batch, seed=self.seed, augment=setting.augment)
 
     def stage(self, name, before, net, epochs, game_of, rate=2e-3, callbacks=()):
         """Trains `net` in the game that `game_of(net, steps)` makes: `Trained`.
@@ -89,7 +125,7 @@ class Run:
         """
         folder = self.args.work / f"{self.args.data}_{name}_s{self.seed}"
         seconds, done = (before.seconds, before.epochs) if before else ([0.0, 0.0], {})
-        told, steps = self.told(folder, epochs, done), pruning_stages.steps(self.data, epochs)
+        told, steps = self.told(folder, epochs, done), len(self.batches()) * epochs
         game, weights = game_of(net, steps), folder / "game.weights.h5"
         if told is not None:
             game.load_weights(weights)
@@ -130,7 +166,7 @@ class Run:
         """What a stage depends on beside its name."""
         return {
             "data": self.args.data,
-            "width": self.args.width,
+            **{name: getattr(self.args, name) for name in self.setting.takes},
             "train_images": len(self.data.x_train),
             "epochs": epochs,
             "before": before,
@@ -169,17 +205,27 @@ class Run:
 
 
 def standard(run):
+    """Clean images alone, for the epochs that adversarial rows start from, or for the budget."""
+
     def make(net, steps):
         return tr.training.AdversarialTraining(net, None, weight_decay=DECAY)
 
-    return run.stage("standard", None, run.net(), run.epochs, make)
+    return run.stage("standard", None, run.net(), run.warm or run.epochs, make)
+
+
+def beginning(run):
+    """(Stage, net) that adversarial rows start from: the standard net, or random weights."""
+    if not run.warm:
+        return None, run.net()
+    start = standard(run)
+    return start, run.copy(start.net)
 
 
 def at(run, share=1.0, suppress=0.0, name="at", **options):
-    """Adversarial training from random weights; epsilon rises over the first fifth."""
+    """Adversarial training; epsilon rises over the first fifth."""
     name += f"_{share:g}" * (share != 1) + f"_vs{suppress:g}" * bool(suppress)
     make = run.adversarial(suppress, ramp=True, **options)
-    return run.stage(name, None, run.net(), run.part(share), make)
+    return run.stage(name, *beginning(run), run.part(share), make)
 
 
 def pretrained_at(run):
@@ -199,23 +245,23 @@ def trades(run):
             net, attack, beta=scene.beta, epsilon=run.ramp(count, True), seed=run.seed
         )
 
-    return run.stage("trades", None, run.net(), run.epochs, make)
+    return run.stage("trades", *beginning(run), run.epochs, make)
 
 
 def at_bnn(run):
     """Gaussian weights with the release's prior for LeNet: N(0, 1), sigma 0.0486 at the start."""
-    priors = {"mnist": (1.0, 0.0486), "cifar10": (0.1, 0.00672)}[run.args.data]
+    prior, initial = run.setting.prior
     weights = tr.layers.GaussianWeights(
-        len(run.data.x_train), prior=priors[0], initial=priors[1], beta=0.01, seed=run.seed
+        len(run.data.x_train), prior=prior, initial=initial, beta=0.01, seed=run.seed
     )
     make = run.adversarial(ramp=True, weight_decay=0.0, transform=weights)
-    found = run.stage("at_bnn", None, run.net(), run.epochs, make)
+    found = run.stage("at_bnn", *beginning(run), run.epochs, make)
     return dataclasses.replace(found, weights=weights)
 
 
 def admm(run):
     """Half of the budget AT, 0.3 of it ADMM, the rest fine-tuning of what is left."""
-    start, fraction = at(run, 0.5), SPARSITY[run.args.data]
+    start, fraction = at(run, 0.5), run.setting.sparsity
     net, make = run.copy(start.net), run.adversarial(mix=(0.0, 1.0))
     pull = tr.pruning.ADMM(fraction, every=1, rho=1e-3, growth=3.0)
     drawn = run.stage("admm", start, net, run.part(0.3), make, rate=5e-4, callbacks=[pull])

@@ -22,7 +22,7 @@ def main():
     for row in args.rows:
         for seed in args.seeds:
             rows.one(row, seed, args, data)
-    print("\n".join(results_anp_vs.table(args.data, args.out)), flush=True)
+    print("\n".join(results_anp_vs.table(args.data, saved=args.out)), flush=True)
 
 
 if __name__ == "__main__":

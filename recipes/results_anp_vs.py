@@ -28,7 +28,7 @@ from recipes.cells import ROOT
 TITLES = {"cifar10": "CIFAR-10, Linf, epsilon 8/255: VGG-16"}
 
 
-def table(data, names, saved=SAVED):
+def table(data, names=tuple(ACCURACIES), saved=SAVED):
     """Lines of Table 1, ours and the paper's, with the columns `names`; [] where no card is."""
     lines, judged = [], "autoattack" in names
     for row, (title, *_) in ALL.items():
@@ -201,14 +201,16 @@ def budget(data, saved=SAVED):
     for row in ROWS:
         for card in cards(data, row, saved).get("", {}).values():
             entry = next(iter(card["models"].values()))["settings"]
-            key = tuple(entry[name] for name in ("epochs", "train_images", "n", "width"))
-            told.setdefault(key, []).append(row)
+            names = ("epochs", "train_images", "n", "width", "warm", "dropout")
+            told.setdefault(tuple(entry.get(name) for name in names), []).append(row)
     return [
-        f"{epochs} epochs of {f'{images:,} training images' if images else 'all training images'}, "
-        f"AutoAttack on the first {n:,}"
+        f"{epochs} epochs of {f'{images:,} training images' if images else 'all training images'}"
+        + f" after {warm} of standard training" * bool(warm)
+        + f", AutoAttack on the first {n:,}"
         + f", {width:g} of the width" * (width != 1)
+        + (f", {dropout:g} of the paper's dropout" if dropout not in (None, 1) else "")
         + (f" ({', '.join(dict.fromkeys(rows))})" if len(told) > 1 else "")
-        for (epochs, images, n, width), rows in told.items()
+        for (epochs, images, n, width, warm, dropout), rows in told.items()
     ]
 
 

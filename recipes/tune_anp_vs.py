@@ -90,7 +90,7 @@ def pareto(points):
 
 
 def main():
-    shared = ("data", "width", "train_images", "cost_power")
+    shared = ("data", *rows.SHARED, "train_images", "cost_power")
     options = {k: v for k, v in rows.options().items() if k in shared}
     options["trials"] = {"type": int, "default": 12}
     options["held"] = {"type": int, "default": 2000, "help": "training images held out"}

@@ -16,7 +16,8 @@ from tests.test_recipes import folder, run  # noqa: F401
 def flags(tmp_path, **changes):
     """The flags of table 1 at their defaults, but for the changes."""
     told = {name: keywords.get("default") for name, keywords in anp_vs_rows.options().items()}
-    told |= {"epochs": 10, "smoke": False, "work": tmp_path, "out": tmp_path, "width": 1.0}
+    told |= {"epochs": 10, "smoke": False, "work": tmp_path, "out": tmp_path}
+    told |= anp_vs_stages.NETS["mnist"].defaults
     return argparse.Namespace(**{**told, **changes})
 
 

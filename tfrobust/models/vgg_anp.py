@@ -19,6 +19,7 @@ def vgg16(
     width=1.0,
     slot="paper",
     normalization=None,
+    dropout=1.0,
     name="vgg16",
 ):
     """Builds VGG-16 of the ANP-VS release: 14,991,946 trainable parameters, logits out.
@@ -39,10 +40,12 @@ def vgg16(
         normalization: None (the network sees pixels in [0, 1] as they are), or (mean, deviation)
             of a fixed normalization in pixel units, one value a channel: a layer in the model. The
             release normalizes each image before it is attacked, which is another threat.
+        dropout: Float in [0, 1] that scales all rates of dropout; 0 leaves dropout out. A narrow
+            net that trains for a few epochs does not get off the ground with the paper's.
 
     Raises:
-        ValueError: `width` is not a number > 0, an unknown `slot`, images that are too small, or a
-            `normalization` that cannot be.
+        ValueError: `width` is not a number > 0, `dropout` not in [0, 1], an unknown `slot`, images
+            that are too small, or a `normalization` that cannot be.
 
     Reference: Madaan et al., Adversarial neural pruning with latent vulnerability suppression
     (2020), https://arxiv.org/abs/1908.04355, and its released code.
@@ -55,6 +58,8 @@ def vgg16(
     """
     if slot not in SLOTS:
         raise ValueError(f"`slot` must be one of {SLOTS}. Received: slot={slot!r}")
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        raise ValueError(f"`dropout` must be a number in [0, 1]. Received: dropout={dropout!r}")
     classes = blocks.classes_of(classes, input_shape, mask, least=32)
     inputs, x = blocks.image(input_shape, normalization)
     early, late = (mask, None) if slot == "paper" else (None, mask)
@@ -71,13 +76,13 @@ def vgg16(
             pool += 1
             x = layers.MaxPooling2D(2, name=f"pool{pool}")(x)
         else:
-            x = layers.Dropout(share, name=f"dropout{number}")(x)
+            x = _dropped(x, share * dropout, number)
     x = layers.Flatten(name="flatten")(x)
-    x = _gate(x, mask, "flatten", 14)
+    x = _gate(x, mask, "flatten", 14, dropout)
     x = layers.Dense(blocks.units((512,), width)[0], name="dense14")(x)
     x = layers.BatchNormalization(name="norm14")(x)
     x = layers.Activation("relu", name="relu_dense14")(x)
-    x = _gate(x, mask, "dense14", 15)
+    x = _gate(x, mask, "dense14", 15, dropout)
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=name)
 
 
@@ -98,8 +103,12 @@ def vgg16_mask(name=None, **options):
     return BetaBernoulliMask(**{"initial_a": start, "name": name, **options})
 
 
-def _gate(x, mask, name, number):
+def _gate(x, mask, name, number, dropout):
     """A mask, or half of the units dropped where there are none."""
     if mask is None:
-        return layers.Dropout(0.5, name=f"dropout{number}")(x)
+        return _dropped(x, 0.5 * dropout, number)
     return mask(name=f"mask_{name}")(x)
+
+
+def _dropped(x, share, number):
+    return layers.Dropout(share, name=f"dropout{number}")(x) if share else x
