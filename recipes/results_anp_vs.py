@@ -97,21 +97,26 @@ def remarks(data, saved=SAVED):
     return lines
 
 
+def weights(data, row, saved=SAVED):
+    """[(lambda, {seed: card})] of a row at its other defaults; without suppression lambda is 0."""
+    weighed = "suppress" in ALL[row].options
+    found = {
+        option(more, "suppress") if weighed else 0.0: seeds
+        for more, seeds in cards(data, row, saved).items()
+        if not others(more, "suppress")
+    }
+    return sorted(found.items())
+
+
 def ablation(data, saved=SAVED):
     """Lines of Table 3: with and without masks and VS, over lambda; [] where neither is alone."""
     names = ("clean", "white", "autoattack", "v_white", "v_black")
     titles = [{**ACCURACIES, **COSTS}[name] for name in names]
     lines, alone = [], False
     for row in ("at", "at_vs", "anp_bbd", "anp_vs_bbd"):
-        found = cards(data, row, saved)
-        weighed = "suppress" in ALL[row].options
-        values = {
-            option(more, "suppress") if weighed else 0.0: seeds
-            for more, seeds in found.items()
-            if not others(more, "suppress")
-        }
+        values = weights(data, row, saved)
         alone |= bool(values) and row in ("at_vs", "anp_bbd")
-        for value, seeds in sorted(values.items()):
+        for value, seeds in values:
             told = " | ".join(means(seeds, names))
             lines.append(f"| {ALL[row].title} | {value:g} | {len(seeds)} | {told} |")
         if values:
@@ -119,6 +124,28 @@ def ablation(data, saved=SAVED):
             lines.append(f"| *the paper* | | | {clean:.2f} | {white:.2f} | | {v:g} | |")
     head = ["| method | lambda | seeds | " + " | ".join(titles) + " |", "|---" * 8 + "|"]
     return head + lines if alone else []
+
+
+def suppression(data, saved=SAVED):
+    """What VS adds to AT and to ANP on the seeds that both have, a line for each lambda."""
+    lines = []
+    for row, without in (("at_vs", "at"), ("anp_vs_bbd", "anp_bbd")):
+        base = cards(data, without, saved).get("", {})
+        for value, seeds in weights(data, row, saved):
+            both = sorted(seeds.keys() & base.keys())
+            pairs = [(columns(seeds[seed]), columns(base[seed])) for seed in both]
+            judged = all(told["autoattack"] is not None for pair in pairs for told in pair)
+            if not pairs or not judged:
+                continue
+            gain = cells.spread([a["autoattack"] - b["autoattack"] for a, b in pairs], 1)
+            ratio = cells.spread([a["v_white"] / b["v_white"] for a, b in pairs], 2)
+            named = f"{len(both)} seeds" if len(both) > 1 else f"seed {both[0]}"
+            lines.append(
+                f"- {ALL[row].title}, lambda {value:g}, beside "
+                f"{ALL[without].title}, {named}: V {ratio} x, AutoAttack "
+                f"{gain if gain.startswith('-') else f'+{gain}'} points."
+            )
+    return lines
 
 
 def swept(data, row, saved=SAVED):
@@ -258,6 +285,7 @@ def section(data, root=ROOT):
     ]
     if found := ablation(data, saved):
         lines += ["### Masks and vulnerability suppression, alone and together", "", *found, ""]
+        lines += [*suppression(data, saved), ""]
     if found := figure3(data, saved):
         lines += ["### What beta prunes", "", *found, ""]
         lines += [f"![accuracy against the units that beta removes]({data}_beta.svg)", ""]

@@ -166,6 +166,23 @@ def test_the_ablation_is_ordered_by_lambda(monkeypatch):
     assert results_anp_vs.ablation("mnist") == []
 
 
+def test_suppression_is_compared_on_the_seeds_of_both(monkeypatch):
+    made = {
+        "at": {"": {0: told(98, 0.05), 1: told(98, 0.04), 2: told(9, 0.9)}},
+        "at_vs": {
+            "": {0: told(97, 0.04, 49), 1: told(97, 0.04, 48)},
+            "_suppress10": {1: told(96, 0.02)},
+        },
+        "anp_vs_bbd": {"": {0: told(1, 0.5)}},
+        "anp_bbd": {"": {0: told(1, 0.5, None)}},
+    }
+    monkeypatch.setattr(results_anp_vs, "cards", lambda data, row, saved: made.get(row, {}))
+    assert results_anp_vs.suppression("mnist") == [
+        "- AT-VS, lambda 1, beside AT, 2 seeds: V 0.90 +- 0.14 x, AutoAttack -3.0 +- 1.4 points.",
+        "- AT-VS, lambda 10, beside AT, seed 1: V 0.50 x, AutoAttack +0.0 points.",
+    ]
+
+
 def test_the_verdict_compares_means_over_seeds(monkeypatch):
     made = {
         "at": {"": {0: told(98, 0.05), 1: told(98, 0.05, 40)}},
