@@ -77,6 +77,31 @@ def test_masks_of_a_run_have_noise_of_their_own(tmp_path):
     assert all(not np.array_equal(a, b) for a, b in zip(gates, gates[1:], strict=False))
 
 
+def test_rows_on_cifar_start_from_the_standard_net(tmp_path, monkeypatch):
+    """Once, shared by all; on MNIST from random weights; a flag without meaning is refused."""
+    begun = []
+
+    def stage(run, name, before, net, epochs, *_, **__):
+        begun.append((name, before and list(before.epochs), epochs))
+        return anp_vs_stages.Trained(net, [0.0, 0.0], {name: epochs})
+
+    monkeypatch.setattr(anp_vs_stages.Run, "stage", stage)
+    data = tr.data.load("digits")
+    rows = (anp_vs_stages.at, anp_vs_stages.trades, anp_vs_stages.at_bnn, anp_vs_stages.standard)
+    for name, warm in (("cifar10", 16), ("mnist", 0)):
+        args = flags(tmp_path, data=name, width=0.0625, dropout=0.0, warm=warm)
+        begun.clear()
+        for row in rows:
+            row(anp_vs_stages.Run(args, data, 0))
+        told = {name: (before, epochs) for name, before, epochs in begun}
+        start = ["standard"] if warm else None
+        assert told["standard"] == (None, warm or 10)
+        assert told["at"] == told["trades"] == told["at_bnn"] == (start, 10)
+    args = flags(tmp_path, data="mnist", dropout=0.5, train_images=None, data_dir=None)
+    with pytest.raises(SystemExit, match="`--dropout` has no meaning for mnist"):
+        anp_vs_rows.prepared(args)
+
+
 def test_features_of_v_are_those_of_the_release():
     """11,520 + 3,200 + 500 units of LeNet, 277,504 over 15 features of VGG-16."""
     for net, features, units in (

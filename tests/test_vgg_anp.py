@@ -63,6 +63,25 @@ def test_blocks_are_those_of_the_release(slot, masked):
     assert (norm.momentum, norm.epsilon) == (0.99, 1e-3)
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
+@pytest.mark.parametrize("mask", [None, tr.layers.VIBMask])
+def test_dropout_is_scaled_or_left_out(share, mask):
+    def of(dropout):
+        net = tr.models.vgg16(mask=mask, width=0.1, dropout=dropout)
+        return [a.rate for a in net.layers if isinstance(a, layers.Dropout)], net.count_params()
+
+    (rates, size), (fewer, same) = of(1), of(share)
+    assert len(rates) == (8 if mask else 10)
+    assert fewer == [share * rate for rate in rates if share]
+    assert size == same
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, True, "1", None, float("nan")])
+def test_wrong_dropout(wrong):
+    with pytest.raises(ValueError, match=r"`dropout` must be a number in \[0, 1\]"):
+        tr.models.vgg16(width=0.1, dropout=wrong)
+
+
 def lively(mask, slot):
     """A narrow masked net with random statistics, whose masks shut every second unit."""
     keras.utils.set_random_seed(0)
