@@ -33,6 +33,7 @@ class Setting:
         defaults: Those of the flags of the net and its start.
         takes: Those flags that the builder takes.
         batch: Images.
+        whole: Training images of the data set, N in (beta / N) KL with `--train-images` too.
         sparsity: Of the paper's ADMM rows.
         prior: Of Gaussian weights, its sigma and theirs at the start.
         augment: Of training images.
@@ -42,6 +43,7 @@ class Setting:
     defaults: dict
     takes: tuple
     batch: int
+    whole: int
     sparsity: float
     prior: tuple
     augment: object = None
@@ -49,13 +51,20 @@ class Setting:
 
 NETS = {
     "mnist": Setting(
-        "lenet5_caffe", {"width": 1.0, "warm": 0}, ("width",), mnist.BATCH, 0.80, (1.0, 0.0486)
+        "lenet5_caffe",
+        {"width": 1.0, "warm": 0},
+        ("width",),
+        mnist.BATCH,
+        60_000,
+        0.80,
+        (1.0, 0.0486),
     ),
     "cifar10": Setting(
         "vgg16",
         {"width": 0.25, "dropout": 0.0, "warm": 16},
         ("width", "dropout"),
         64,
+        50_000,
         0.75,
         (0.1, 0.00672),
         tr.data.CropFlip(pad=4),
@@ -273,7 +282,7 @@ def admm(run):
 def bp(run, kind="bbd"):
     """Masks and weights on clean images, from the standard net."""
     start, beta = standard(run), run.args.bp_beta
-    net, size = run.masked(start.net, kind), len(run.data.x_train)
+    net, size = run.masked(start.net, kind), run.setting.whole
 
     def make(net, steps):
         return tr.training.BP(net, beta=beta, train_size=size, seed=run.seed)
@@ -308,7 +317,7 @@ def anp(run, kind="bbd", suppress=0.0):
             net,
             run.scene.training,
             beta=beta,
-            train_size=len(run.data.x_train),
+            train_size=run.setting.whole,
             kl_weights=cost_weights(net, args.cost_power),
             mix=MIX,
             weight_decay=DECAY,
