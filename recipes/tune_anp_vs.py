@@ -42,7 +42,7 @@ class Search(keras_tuner.HyperModel):
             net,
             attack,
             beta=hp.Float("beta", 4.0, 400.0, sampling="log"),
-            train_size=len(self.run.data.x_train),
+            train_size=self.run.setting.whole,
             regularizers=[
                 tr.regularizers.VulnerabilitySuppression(
                     hp.Float("lambda", 0.1, 100.0, sampling="log")
