@@ -6,13 +6,14 @@ import tfrobust as tr
 from recipes.afd_stages import METHODS, NETS
 from recipes.cells import ROOT, spread
 
+SAVED = ROOT / "saved_models"
 TABLE1 = ("nt", "at", "trades", "match", "afd", "afd_plain", "afd_wgan")
 
 
-def cards(method, root=ROOT, net="resnet18"):
+def cards(method, saved=SAVED, net="resnet18"):
     """{seed: (folder, entry, card)} of a method, seeds ascending."""
     found, start = {}, f"{NETS[net]}_{method}"
-    for path in (root / "saved_models").glob(f"{start}*/card.json"):
+    for path in saved.glob(f"{start}*/card.json"):
         rest = path.parent.name.removeprefix(start)
         if rest == "" or (rest.startswith("_s") and rest[2:].isdigit()):
             card = tr.report.load(path).to_dict()

@@ -18,7 +18,7 @@ def main():
     args.seeds = args.seeds or [0]
     afd_stages.run(args)
     if not (args.train_only or args.pilot):
-        print(*results_afd.discriminators(args.out.parent, args.net), sep="\n")
+        print(*results_afd.discriminators(args.out, args.net), sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 
 import tfrobust as tr
 from recipes import mnist, pruning_stages
-from recipes.command import command_line, refuse_other
+from recipes.command import check, command_line, refuse_other
 
 NETS = {"resnet18": "mnist_rn18", "lenet5": "mnist_lenet"}  # the paper's two, and their cards
 WIDTHS = {"resnet18": 0.5, "lenet5": 1.0}  # of 64 and of the paper's 32-64-64 units
@@ -109,13 +109,19 @@ def arguments(doc, methods, **more):
         **numbers,
         **more,
     )
+    check(args)
     if args.seed:
         raise SystemExit(f"`--seeds` says the seeds of this recipe. Received: --seed {args.seed}")
+    if SUBSTITUTE in (args.seeds or []):
+        raise SystemExit(f"`--seeds` must not hold {SUBSTITUTE}, that of the nets of transfers")
     args.methods = args.methods or (list(methods) if args.net == "resnet18" else ["afd"])
     if args.smoke:
         args.net, args.width, args.n, args.steps = "lenet5", 0.125, 16, 2
         args.out = args.out / "saved_models"
-        args.methods, args.seeds = [m for m in args.methods if m.startswith("afd")][:1], [0]
+        args.methods, args.seeds = (
+            [m for m in [*args.methods, "afd"] if m.startswith("afd")][:1],
+            [0],
+        )
     args.width = WIDTHS[args.net] if args.width is None else args.width
     return args
 
@@ -128,6 +134,8 @@ def run(args):
         for method in args.methods
         for seed in args.seeds or ([0, 1, 2] if method in ("at", "afd") else [0])
     ]
+    if args.n > len(data.x_test):
+        raise SystemExit(f"`--n` must be at most {len(data.x_test)}. Received: {args.n}")
     if args.pilot:
         return [pilot(method, seed, data, args) for method, seed in rows]
     refuse_mixed(args)
@@ -307,6 +315,7 @@ def trained(method, seed, data, args):
 def judged(name, net, substitute, data, args):
     """[Scores]: FGSM on all test images; PGD, transfers and AutoAttack on the first `args.n`."""
     work, smoke = args.work / name, args.smoke
+    state = f"judge_{tr.contract.digest(*net.get_weights())[:8]}"
     steps, restarts = (4, 2) if smoke else (40, 5)
     fgsm = tr.attacks.FGSM(mnist.THREAT)
     step = 0.4 / steps
@@ -318,9 +327,9 @@ def judged(name, net, substitute, data, args):
         tr.attacks.APGD(mnist.THREAT, steps=5) if smoke else tr.attacks.AutoAttack(mnist.THREAT),
     ]
     test = data.x_test, data.y_test
-    whole = tr.evaluate.robustness(net, test, [fgsm], state=work / "judge_all.npz")
+    whole = tr.evaluate.robustness(net, test, [fgsm], state=work / f"{state}_all.npz")
     few = tr.evaluate.robustness(
-        net, test, first, max_examples=args.n, state=work / "judge_first.npz"
+        net, test, first, max_examples=args.n, state=work / f"{state}_first{args.n}.npz"
     )
     print(whole, few, sep="\n", flush=True)
     return [whole, few]
@@ -328,7 +337,8 @@ def judged(name, net, substitute, data, args):
 
 def ship(name, method, seed, net, told, data, args):
     """Judges a net and writes its file and card."""
-    substitute, _ = trained("nt", SUBSTITUTE, data, args)
+    plain = argparse.Namespace(**{**vars(args), "rate": DEFAULTS["rate"]})
+    substitute, _ = trained("nt", SUBSTITUTE, data, plain)
     scores = judged(name, net, substitute, data, args)
     trace = None
     if told.get("trace"):

@@ -19,8 +19,8 @@ def main():
     args = afd_stages.arguments(__doc__, ("nt", "at", "trades", "afd"))
     afd_stages.run(args)
     if not (args.train_only or args.pilot):
-        root = args.out.parent
-        print(*results_afd.table1(root, args.net), *results_afd.verdict(root, args.net), sep="\n")
+        both = results_afd.table1, results_afd.verdict
+        print(*(line for lines in both for line in lines(args.out, args.net)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -66,12 +66,19 @@ def arguments():
     found = [
         folder
         for method in afd_cards.TABLE1
-        for folder, _, _ in afd_cards.cards(method, pathlib.Path()).values()
+        for folder, _, _ in afd_cards.cards(method, pathlib.Path("saved_models")).values()
     ]
     args.models = [pathlib.Path(path) for path in args.models or found]
     wrong = [str(path) for path in args.models if not (path / "model.keras").exists()]
     if wrong or not args.models:
         raise SystemExit(f"`--models` must be folders with model.keras. Received: {wrong}")
+    for path in args.models:
+        there = (path / "card.json").exists()
+        count = len(tr.report.load(path).to_dict()["models"]) if there else 0
+        if count != 1:
+            raise SystemExit(f"`--models` must have a card of one net. Received: {path}, {count}")
+    if not 4 <= args.n:
+        raise SystemExit(f"`--n` must be at least 4. Received: {args.n}")
     return args
 
 
@@ -198,14 +205,15 @@ def main():
     args = arguments()
     data = tr.data.load("mnist", args.data_dir)
     test = data.x_test, data.y_test
+    args.n = min(args.n, len(data.x_test))
     for folder in args.models:
         net = keras.saving.load_model(folder / "model.keras", compile=False)
         curves(net, folder, test, args)
         features(net, folder, test, args)
-    root, net = args.models[0].parent.parent, "lenet5" if args.smoke else "resnet18"
+    saved, net = args.models[0].parent, "lenet5" if args.smoke else "resnet18"
     print(
-        *results_afd_features.areas(root, net),
-        *results_afd_features.representations(root, net),
+        *results_afd_features.areas(saved, net),
+        *results_afd_features.representations(saved, net),
         sep="\n",
     )
 

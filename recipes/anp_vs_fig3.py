@@ -20,12 +20,10 @@ def main():
     options["grid"] = {"type": float, "nargs": "+", "help": "betas (default: the paper's)"}
     args = mnist.arguments(__doc__, epochs=10, **options)
     data = rows.prepared(args)
-    for seed in args.seeds:
-        for row in args.rows:
-            rows.one(row, seed, args, data)
-        for beta in args.grid or GRIDS[args.data]:
-            for row, flag in rows.SWEPT.items():
-                rows.one(row, seed, args, data, **{flag: beta, "gain": 0.0})
+    wanted = [(row, {}) for row in args.rows]
+    for beta in args.grid or GRIDS[args.data]:
+        wanted += [(row, {flag: beta, "gain": 0.0}) for row, flag in rows.SWEPT.items()]
+    rows.every([(row, seed, more) for seed in args.seeds for row, more in wanted], args, data)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def entries(run, title, row, found, name):
     args, (x, y) = run.args, (run.data.x_test, run.data.y_test)
     masked = bool(tr.layers.masks(found.net))
     net = tr.shrink.compact(found.net) if masked else found.net
-    state = args.work / f"{name}_judge"
+    state = args.work / f"{name}_judge_{tr.contract.digest(*net.get_weights())[:8]}"
     state.mkdir(parents=True, exist_ok=True)
     whole = tr.evaluate.robustness(
         net, (x, y), [tr.attacks.FGSM(run.scene.threat), white_box(run)], state=state / "all.npz"
@@ -68,7 +68,7 @@ def entries(run, title, row, found, name):
         (x, y),
         [run.scene.judge(args.smoke), run.scene.suite(args.smoke)],
         max_examples=args.n,
-        state=state / "first.npz",
+        state=state / f"first{args.n}.npz",
     )
     print(whole, first, sep="\n", flush=True)
     source, full = source_images(run, row), run.net()
@@ -127,7 +127,7 @@ def random_scores(run, found, state):
         (run.data.x_test, run.data.y_test),
         [attack],
         max_examples=run.args.n,
-        state=state / "random.npz",
+        state=state / f"random{run.args.n}.npz",
     )
     print(scores, flush=True)
     return scores

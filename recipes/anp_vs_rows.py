@@ -14,7 +14,7 @@ import tfrobust as tr
 from recipes import anp_vs_judge as judge
 from recipes import anp_vs_stages as stages
 from recipes import pruning_stages
-from recipes.command import refuse_other
+from recipes.command import check, refuse_other
 
 
 class Row(NamedTuple):
@@ -88,7 +88,12 @@ def options():
 
 
 def prepared(args):
-    """The flags completed, and the data."""
+    """The flags completed and checked, and the data."""
+    check(args)
+    if getattr(args, "gain", 0) != 0 and not 1 <= args.gain < float("inf"):
+        raise SystemExit(f"`--gain` must be 0 or a finite number >= 1. Received: {args.gain}")
+    if "seeds" in args and args.seed:
+        raise SystemExit(f"`--seeds` says the seeds of this recipe. Received: --seed {args.seed}")
     defaults = stages.NETS[args.data].defaults
     for name in SHARED:
         if getattr(args, name) is None:
@@ -96,9 +101,13 @@ def prepared(args):
         elif name not in defaults:
             raise SystemExit(f"`--{name}` has no meaning for {args.data}")
     data = pruning_stages.dataset(args)
+    if "n" in args and not args.smoke and args.n > len(data.x_test):
+        raise SystemExit(
+            f"`--n` must be <= {len(data.x_test)}, all test images. Received: {args.n}"
+        )
     if args.train_images is None:
         return data
-    if not 1 <= args.train_images <= len(data.x_train):
+    if args.train_images > len(data.x_train):
         raise SystemExit(
             f"`--train-images` must lie in [1, {len(data.x_train)}]. Received: {args.train_images}"
         )
@@ -113,9 +122,19 @@ def changed(row, args):
     return {name: value for name, value in values.items() if value != known[name]["default"]}
 
 
+def short(value):
+    """A number as short as it can be told exactly.
+
+    >>> short(10.0), short(0.1), short(100.0001), short(3)
+    ('10', '0.1', '100.0001', '3')
+    """
+    told = f"{value:g}"
+    return told if float(told) == value else repr(value)
+
+
 def name_of(row, seed, args):
     """The folder of a card."""
-    more = "".join(f"_{name}{value:g}" for name, value in changed(row, args).items())
+    more = "".join(f"_{name}{short(value)}" for name, value in changed(row, args).items())
     return f"{args.data}_anp_{row}{more}_s{seed}"
 
 
@@ -130,20 +149,47 @@ def command(row, seed, args):
     for name, value in told.items():
         if value is not None and value != options().get(name, {}).get("default"):
             words.append("--" + name.replace("_", "-"))
-            words += [f"{value:g}" if isinstance(value, float) else str(value)] * (value != "")
+            words += [short(value) if isinstance(value, float) else str(value)] * (value != "")
     return shlex.join(words)
 
 
-def one(row, seed, args, data, **variant):
-    """Trains, judges and ships one row of one seed, unless its card is there.
+def every(wanted, args, data):
+    """Trains, judges and ships what has no card yet.
 
     Args:
-        variant: Options other than those of `args`, for sweeps.
+        wanted: [(row, seed, options other than those of `args`)].
     """
-    args = argparse.Namespace(**{**vars(args), **variant})
+    refuse_mixed(args)
+    runs = [
+        (row, seed, argparse.Namespace(**{**vars(args), **variant}))
+        for row, seed, variant in wanted
+    ]
+    for row, seed, told in runs:  # before anything is trained
+        if not args.smoke:
+            refuse_other(args.out / name_of(row, seed, told), command(row, seed, told))
+    for row, seed, told in runs:
+        one(row, seed, told, data)
+
+
+def refuse_mixed(args):
+    """Ends where cards of one table would differ in more than their row."""
+    defaults = stages.NETS[args.data].defaults
+    for path in sorted(args.out.glob(f"{args.data}_anp_*/card.json")):
+        were = next(iter(tr.report.load(path).to_dict()["models"].values())).get("settings", {})
+        for name in ("epochs", "n", "train_images", *SHARED):
+            was, wanted = were.get(name, defaults.get(name)), getattr(args, name)
+            if were and was != wanted and not args.smoke:
+                flag = name.replace("_", "-")
+                raise SystemExit(
+                    f"`--{flag}` must be that of the other cards of the table, or `--out` another "
+                    f"folder. Received: {wanted}, {path.parent} has {was}"
+                )
+
+
+def one(row, seed, args, data):
+    """Trains, judges and ships one row of one seed, unless its card is there."""
     folder, run = args.out / name_of(row, seed, args), stages.Run(args, data, seed)
     if (folder / "card.json").exists() and not args.smoke:
-        refuse_other(folder, command(row, seed, args))
         print(f"{folder}: done before", flush=True)
         return
     found = ALL[row].train(run)

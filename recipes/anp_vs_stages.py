@@ -134,7 +134,8 @@ class Run:
         """
         folder = self.args.work / f"{self.args.data}_{name}_s{self.seed}"
         seconds, done = (before.seconds, before.epochs) if before else ([0.0, 0.0], {})
-        told, steps = self.told(folder, epochs, done), len(self.batches()) * epochs
+        flags, steps = self.flags(net, epochs, done), len(self.batches()) * epochs
+        told = self.begun(folder, flags)
         game, weights = game_of(net, steps), folder / "game.weights.h5"
         if told is not None:
             game.load_weights(weights)
@@ -148,37 +149,43 @@ class Run:
             )
             tr.files.replace(tr.files.target(weights), game.save_weights)
             told = {"seconds": clock.done, "epochs": clock.epochs}
-            self.keep(folder, epochs, done, told)
+            keep(folder / "stage.json", told)
         total = [a + b for a, b in zip(seconds, told["seconds"], strict=True)]
         return Trained(net, total, {**done, name: told["epochs"]})
 
-    def told(self, folder, epochs, before):
-        """What `keep` wrote, None where the stage is not done; refuses other flags."""
-        flags, path = self.flags(epochs, before), folder / "stage.json"
-        if not path.exists():
-            return None
-        kept = json.loads(path.read_text())
-        if kept["flags"] != flags:
-            differ = [k for k, v in flags.items() if kept["flags"].get(k) != v]
+    def begun(self, folder, flags):
+        """What a stage took, None where it is not done; refuses other flags, done or killed."""
+        path = folder / "flags.json"
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if differ := [k for k in flags.keys() | kept.keys() if kept.get(k) != flags.get(k)]:
+                raise SystemExit(
+                    f"`--work` must hold stages of the same flags, or be a new folder. Received: "
+                    f"{folder} with other {', '.join(sorted(differ))}"
+                )
+        elif folder.exists() and any(folder.iterdir()):
             raise SystemExit(
-                f"`--work` must hold stages of the same flags, or be a new folder. Received: "
-                f"{folder} with other {', '.join(differ)}"
+                f"`--work` must hold stages with their flags, or be a new folder. Received: "
+                f"{folder} without {path.name}"
             )
-        return kept
+        keep(path, flags)
+        done = folder / "stage.json"
+        return json.loads(done.read_text()) if done.exists() else None
 
-    def keep(self, folder, epochs, before, told):
-        text = json.dumps({**told, "flags": self.flags(epochs, before)}, indent=1) + "\n"
-        path = tr.files.target(folder / "stage.json")
-        tr.files.replace(path, lambda p: pathlib.Path(p).write_text(text))
-
-    def flags(self, epochs, before):
+    def flags(self, net, epochs, before):
         """What a stage depends on beside its name."""
+        setting = self.setting
         return {
             "data": self.args.data,
-            **{name: getattr(self.args, name) for name in self.setting.takes},
+            **{name: getattr(self.args, name) for name in setting.takes},
             "train_images": len(self.data.x_train),
+            "batch": setting.batch,
+            "augment": repr(setting.augment),
+            "whole": setting.whole,
+            "attack": repr(self.scene.training),
             "epochs": epochs,
             "before": before,
+            "weights at the start": tr.contract.digest(*net.get_weights()),
         }
 
     # --- games ------------------------------------------------------------------------------------
@@ -208,6 +215,12 @@ class Run:
             seed=self.seed,
             **options,
         )
+
+
+def keep(path, values):
+    """Writes JSON under its name at once, not in pieces."""
+    text = json.dumps(values, indent=1) + "\n"
+    tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
 
 
 # --- rows: functions of a run ---------------------------------------------------------------------
@@ -261,7 +274,7 @@ def at_bnn(run):
     """Gaussian weights with the release's prior for LeNet: N(0, 1), sigma 0.0486 at the start."""
     prior, initial = run.setting.prior
     weights = tr.layers.GaussianWeights(
-        len(run.data.x_train), prior=prior, initial=initial, beta=0.01, seed=run.seed
+        run.setting.whole, prior=prior, initial=initial, beta=0.01, seed=run.seed
     )
     make = run.adversarial(ramp=True, weight_decay=0.0, transform=weights)
     found = run.stage("at_bnn", *beginning(run), run.epochs, make)
@@ -327,9 +340,14 @@ def anp(run, kind="bbd", suppress=0.0):
 
     epochs = run.part(1.0 if goal else 0.5)
     learned = run.stage(name, start, net, epochs, make, rate=None, callbacks=[stop] if goal else [])
+    flag = "--beta" if kind == "bbd" else "--vib-beta"
+    if empty := [mask.name for mask in tr.layers.masks(learned.net) if not mask.keep().any()]:
+        raise SystemExit(
+            f"`{flag}` is too large: {', '.join(empty)} kept no unit. Received: {beta:g}"
+        )
     if stop.gain() < goal:
         raise SystemExit(
-            f"`--beta` is too small: in {epochs} epochs the masks reached {stop.gain():.2f} of "
+            f"`{flag}` is too small: in {epochs} epochs the masks reached {stop.gain():.2f} of "
             f"{goal:g} x fewer FLOPs. Received: {beta:g}"
         )
     small = tr.shrink.compact(learned.net)
@@ -339,16 +357,21 @@ def anp(run, kind="bbd", suppress=0.0):
 class Stop(keras.callbacks.Callback):
     """Ends `fit` when the masks have reached a FLOP gain."""
 
-    def __init__(self, net, goal, full, every=20):
+    def __init__(self, net, goal, full, every=5):
         super().__init__()
         self.net, self.goal, self.every = net, goal, every
         self.full = tr.footprint.measure(full).flops
 
     def gain(self):
-        return self.full / tr.footprint.measure(self.net).flops
+        flops = tr.footprint.measure(self.net).flops
+        return self.full / flops if flops else float("inf")
 
     def on_train_batch_end(self, batch, logs=None):
         if (batch + 1) % self.every == 0 and self.gain() >= self.goal:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.gain() >= self.goal:
             self.model.stop_training = True
 
 

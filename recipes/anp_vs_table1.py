@@ -22,9 +22,7 @@ from recipes import mnist, results_anp_vs
 def main():
     args = mnist.arguments(__doc__, epochs=10, **rows.options())
     data = rows.prepared(args)
-    for row in args.rows:
-        for seed in args.seeds:
-            rows.one(row, seed, args, data)
+    rows.every([(row, seed, {}) for row in args.rows for seed in args.seeds], args, data)
     print("\n".join(results_anp_vs.table(args.data, saved=args.out)), flush=True)
 
 

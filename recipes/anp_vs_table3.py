@@ -18,12 +18,9 @@ def main():
     options["grid"] = {"type": float, "nargs": "+", "default": [1.0, 10.0], "help": "lambdas"}
     args = mnist.arguments(__doc__, epochs=10, **options)
     data = rows.prepared(args)
-    for seed in args.seeds:
-        for row in args.rows:
-            rows.one(row, seed, args, data)
-        for value in args.grid:
-            for row in ("at_vs", "anp_vs_bbd"):
-                rows.one(row, seed, args, data, suppress=value)
+    weighed = [(row, {"suppress": v}) for v in args.grid for row in ("at_vs", "anp_vs_bbd")]
+    wanted = [*((row, {}) for row in args.rows), *weighed]
+    rows.every([(row, seed, more) for seed in args.seeds for row, more in wanted], args, data)
     print("\n".join(results_anp_vs.ablation(args.data, args.out)), flush=True)
 
 

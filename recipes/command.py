@@ -2,11 +2,43 @@
 
 import json
 import shlex
+import sys
 
 import tfrobust as tr
 
 FOLDERS = ("--data-dir", "--work", "--out")
+INFINITE, TINY = sys.float_info.max, sys.float_info.min
 FREE = {"data_dir", "work", "out", "resume", "command", "train_only"}
+
+
+# What flags may be: the least, the largest, in words. Lists are of such values.
+RANGES = {
+    **dict.fromkeys(
+        ("epochs", "n", "steps", "trials", "held", "train_images"), (1, INFINITE, ">= 1")
+    ),
+    **dict.fromkeys(("seeds", "warm"), (0, INFINITE, ">= 0")),
+    **dict.fromkeys(
+        ("beta", "vib_beta", "bp_beta", "suppress", "grid", "weight", "match"),
+        (0, INFINITE, "finite and >= 0"),
+    ),
+    **dict.fromkeys(
+        ("width", "rate", "rate_discriminator", "rate_encoder"),
+        (TINY, INFINITE, "finite and > 0"),
+    ),
+    "dropout": (0, 1, "in [0, 1]"),
+    "cost_power": (-2, 2, "in [-2, 2]"),
+}
+
+
+def check(args, *names):
+    """Ends where one of these flags, or all that `RANGES` knows, cannot be: before work is lost."""
+    for name in names or RANGES:
+        given = getattr(args, name, None)
+        low, high, words = RANGES[name]
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not low <= value <= high:
+                flag = name.replace("_", "-")
+                raise SystemExit(f"`--{flag}` must be {words}. Received: {value}")
 
 
 def command_line(argv, recipe):

@@ -5,7 +5,7 @@ import numpy as np
 import tfrobust as tr
 from recipes import cells
 from recipes import results_afd_features as features
-from recipes.afd_cards import TABLE1, attacks_of, cards, means, titled
+from recipes.afd_cards import SAVED, TABLE1, attacks_of, cards, means, titled
 from recipes.afd_stages import METHODS, NETS
 from recipes.cells import ROOT, average, flagged, interval, percent, spread
 
@@ -28,11 +28,11 @@ def row(entry):
     return [*told, flagged(figures_of(entry)[-1])]
 
 
-def table1(root=ROOT, net="resnet18"):
+def table1(saved=SAVED, net="resnet18"):
     """Ours, one row a seed and their mean, and the paper's, of ResNet-18; [] without cards."""
     lines = []
     for method in TABLE1:
-        entries = {seed: entry for seed, (_, entry, _) in cards(method, root, net).items()}
+        entries = {seed: entry for seed, (_, entry, _) in cards(method, saved, net).items()}
         rows = {seed: figures_of(entry) for seed, entry in entries.items()}
         lines += titled(method, rows, 2, {seed: row(entry) for seed, entry in entries.items()})
         if entries and METHODS[method].paper and net == "resnet18":
@@ -42,10 +42,10 @@ def table1(root=ROOT, net="resnet18"):
     return head + lines if lines else []
 
 
-def verdict(root=ROOT, net="resnet18"):
+def verdict(saved=SAVED, net="resnet18"):
     """AFD beside AT in points, means over seeds: under PGD with its bar, and under AutoAttack."""
     at, afd = (
-        {seed: figures_of(entry) for seed, (_, entry, _) in cards(method, root, net).items()}
+        {seed: figures_of(entry) for seed, (_, entry, _) in cards(method, saved, net).items()}
         for method in ("at", "afd")
     )
     lines = []
@@ -68,22 +68,22 @@ def verdict(root=ROOT, net="resnet18"):
     return lines
 
 
-def doubts(root=ROOT, net="resnet18"):
+def doubts(saved=SAVED, net="resnet18"):
     """What the evaluation doubts about each net, a line a card; [] where it doubts nothing."""
     return [
         line
         for method in METHODS
-        for seed, (_, entry, _) in cards(method, root, net).items()
+        for seed, (_, entry, _) in cards(method, saved, net).items()
         for line in cells.doubts(f"{METHODS[method].title}, seed {seed}", entry)
     ]
 
 
-def training(root=ROOT, net="resnet18"):
+def training(saved=SAVED, net="resnet18"):
     """How each method was trained, a line for each setting; [] without cards."""
     lines = []
     for method in METHODS:
         groups = {}
-        for _, entry, _ in cards(method, root, net).values():
+        for _, entry, _ in cards(method, saved, net).values():
             told = entry["settings"]
             if "width" not in told:  # nobody trained it
                 continue
@@ -102,11 +102,11 @@ def training(root=ROOT, net="resnet18"):
     return head + lines if lines else []
 
 
-def discriminators(root=ROOT, net="resnet18"):
+def discriminators(saved=SAVED, net="resnet18"):
     """Table A6; [] where only the default was trained."""
     lines, others = [], 0
     for method, paper in TABLE_A6.items():
-        entries = {seed: entry for seed, (_, entry, _) in cards(method, root, net).items()}
+        entries = {seed: entry for seed, (_, entry, _) in cards(method, saved, net).items()}
         others += bool(entries) and method != "afd"
         title = METHODS[method].title if method != "afd" else "AFD, FC3-PD"
         told = "-" if paper is None else f"{paper:.2f}"
@@ -122,11 +122,11 @@ def discriminators(root=ROOT, net="resnet18"):
     return head + lines if others else []
 
 
-def traces(root=ROOT, net="resnet18"):
+def traces(saved=SAVED, net="resnet18"):
     """How the game went: accuracy of the discriminator, distance of the features, and collapse."""
     lines = []
     for method in METHODS:
-        for seed, (_, entry, _) in cards(method, root, net).items():
+        for seed, (_, entry, _) in cards(method, saved, net).items():
             if "trace" not in entry:
                 continue
             trace, found = tr.report.entry.unpacked(entry["trace"]), entry["settings"]["collapse"]
@@ -143,9 +143,9 @@ def traces(root=ROOT, net="resnet18"):
     return lines
 
 
-def commands(root=ROOT):
+def commands(saved=SAVED):
     """What made the cards, and what was measured on their nets afterwards."""
-    known = [found for n in NETS for m in METHODS for found in cards(m, root, n).values()]
+    known = [found for n in NETS for m in METHODS for found in cards(m, saved, n).values()]
     lines = [card["command"] for _, _, card in known]
     lines += [command for _, entry, _ in known for command in entry.get("judged_by", ())]
     return [f"- `{line}`" for line in dict.fromkeys(lines)]
@@ -166,40 +166,48 @@ GAME = (
 
 def page(root=ROOT):
     """docs/results/afd.md, or None without cards."""
-    if not (made := commands(root)):
+    saved = root / "saved_models"
+    if not (made := commands(saved)):
         return None
-    game, lenet = traces(root), traces(root, "lenet5")
+    game, lenet = traces(saved), traces(saved, "lenet5")
     picture = ["![relative shift of the representation over epsilon](afd_sensitivity.svg)"]
     lines = [
         "# Adversarial feature desensitization, MNIST, Linf, epsilon 0.3",
         "",
-        "Made by `make results` from the cards in `saved_models/`. All methods take the same net",
-        "(AFD's divides its features by their length, but for the row with plain ones) and epochs,",
-        "fewer than the paper's, and a weaker attack in training (100 epochs, PGD-40, full width),",
-        "whose rows stand beside ours. AFD's rates are the best of a few on held-out training",
-        "images, those of the others are not tuned. Per cent with 95 % intervals (Wilson) and n;",
-        "over seeds mean +- standard deviation. BB: crafted on a naturally trained net of another",
-        "seed. The paper's AutoAttack is of 100 images. A gap between PGD and AutoAttack beyond 5",
-        "points is a symptom of masked gradients; see [the guide](../afd.md).",
-        *section("Table 1", table1(root), verdict(root), doubts(root), training(root)),
-        *section("Discriminators (Table A6)", discriminators(root)),
-        *section("Areas under accuracy over epsilon (Table 2)", features.areas(root)),
+        "Made by `make results` from the cards in `saved_models/`. All methods take the same",
+        "net (AFD's divides its features by their length, but for the row with plain ones),",
+        "epochs, fewer than the paper's, and attack in training, weaker than the paper's (100",
+        "epochs, PGD-40, full width), whose rows stand beside ours. AFD's rates on the",
+        "ResNet-18 are the best of a few under PGD on held-out training images (the guide tells",
+        "which, and what Square made of them); those of other methods and of LeNet-5 are not",
+        "tuned. Per cent with 95 % intervals (Wilson) and n; over seeds mean +- standard",
+        "deviation. BB: crafted on a naturally trained net of another seed. The paper's",
+        "AutoAttack is of 100 images. A gap between PGD and AutoAttack beyond 5 points is a",
+        "symptom of masked gradients; see [the guide](../afd.md).",
+        *section("Table 1", table1(saved), verdict(saved), doubts(saved), training(saved)),
+        *section("Discriminators (Table A6)", discriminators(saved)),
+        *section(
+            "Areas under accuracy over epsilon (Table 2)",
+            features.areas(saved),
+            features.notes(saved),
+        ),
         *section(
             "Representations (Table A5)",
-            features.representations(root),
-            features.remarks(root),
+            features.representations(saved),
+            features.remarks(saved),
             picture if plots(root) else [],
         ),
-        *section("Does AFD differ from AT as in the paper?", features.signs(root)),
+        *section("Does AFD differ from AT as in the paper?", features.signs(saved)),
         *section(
             "Angles to the perturbation of PGD (Table A7; the paper's values are lost), radians",
-            features.angles(root),
+            features.angles(saved),
         ),
         *section("The game", game and [GAME], game),
         *section(
             "LeNet-5, which the paper calls unstable",
-            table1(root, "lenet5"),
-            training(root, "lenet5"),
+            table1(saved, "lenet5"),
+            doubts(saved, "lenet5"),
+            training(saved, "lenet5"),
             lenet,
         ),
         *section("Commands", made),

@@ -4,7 +4,7 @@ Measurements of another net than the card's are left out (see `afd_cards.beside`
 """
 
 from recipes import figures
-from recipes.afd_cards import TABLE1, beside, cards, titled
+from recipes.afd_cards import SAVED, TABLE1, beside, cards, titled
 from recipes.afd_stages import METHODS
 from recipes.cells import ROOT, average
 
@@ -21,34 +21,52 @@ ANGLES = ("DDN", "DeepFool", "C&W")
 EPSILON = "0.3"
 
 
-def measured(method, name, root=ROOT, net="resnet18"):
+def measured(method, name, saved=SAVED, net="resnet18"):
     """{seed: JSON beside its card} of the seeds that have it."""
     found = {
         seed: beside(folder, entry, name)
-        for seed, (folder, entry, _) in cards(method, root, net).items()
+        for seed, (folder, entry, _) in cards(method, saved, net).items()
     }
     return {seed: told for seed, told in found.items() if told}
 
 
-def area_rows(method, root=ROOT, net="resnet18"):
+def area_rows(method, saved=SAVED, net="resnet18"):
     """{seed: areas in the order of `AREAS`}."""
     return {
         seed: [told[a]["auc"] if a in told else None for a in AREAS]
-        for seed, told in measured(method, "curves.json", root, net).items()
+        for seed, told in measured(method, "curves.json", saved, net).items()
     }
 
 
-def areas(root=ROOT, net="resnet18"):
+def areas(saved=SAVED, net="resnet18"):
     """Table 2: areas under accuracy over epsilon; [] where nothing was measured."""
     lines = []
     for method in TABLE1:
-        rows = area_rows(method, root, net)
+        rows = area_rows(method, saved, net)
         lines += titled(method, rows, 3)
         if rows and method in PAPER_AREAS:
             told = " | ".join(f"{v:.2f}" for v in PAPER_AREAS[method])
             lines.append(f"| {METHODS[method].title}, paper | {told} |")
     head = ["| | " + " | ".join(AREAS) + " |", "|---" * (len(AREAS) + 1) + "|"]
     return head + lines if lines else []
+
+
+def notes(saved=SAVED, net="resnet18"):
+    """What a reader must know of the areas."""
+    sizes = {
+        curve["n"]
+        for method in TABLE1
+        for told in measured(method, "curves.json", saved, net).values()
+        for curve in told.values()
+    }
+    if not sizes:
+        return []
+    told = " or ".join(f"{n:,}" for n in sorted(sizes))
+    return [
+        f"On the first {told} test images; 1 is an accuracy "
+        "of 100 % at every radius of the paper's grid. All eight attacks follow gradients: where a "
+        "net hides them (see PGD - AutoAttack above), its areas are too large."
+    ]
 
 
 def feature_row(told):
@@ -58,11 +76,11 @@ def feature_row(told):
     return [*shares, s["median"], s["deviation"]]
 
 
-def representations(root=ROOT, net="resnet18"):
+def representations(saved=SAVED, net="resnet18"):
     """Table A5 and the sensitivity of the representation; [] where nothing was measured."""
     lines = []
     for method in TABLE1:
-        found, title = measured(method, "features.json", root, net), METHODS[method].title
+        found, title = measured(method, "features.json", saved, net), METHODS[method].title
         for seed, told in found.items():
             d, (_, _, median, deviation) = told["dimensions"], feature_row(told)
             lines.append(
@@ -91,11 +109,11 @@ def of(part, whole):
     return f"{part} of {whole} ({100 * part / whole:.0f} %)"
 
 
-def remarks(root=ROOT, net="resnet18"):
+def remarks(saved=SAVED, net="resnet18"):
     """What a reader must know to compare the representations."""
     layers, sizes = {}, set()
     for method in TABLE1:
-        for told in measured(method, "features.json", root, net).values():
+        for told in measured(method, "features.json", saved, net).values():
             layers.setdefault(told["layer"], []).append(METHODS[method].title)
             sizes.add(told["dimensions"]["features"])
     if not layers:
@@ -113,11 +131,11 @@ def remarks(root=ROOT, net="resnet18"):
     ]
 
 
-def angles(root=ROOT, net="resnet18"):
+def angles(saved=SAVED, net="resnet18"):
     """Table A7: mean angle in the representation to PGD's perturbation, radians."""
     lines = []
     for method in TABLE1:
-        for seed, (_, entry, _) in cards(method, root, net).items():
+        for seed, (_, entry, _) in cards(method, saved, net).items():
             if found := entry.get("angles"):
                 cells = " | ".join(angle(found[name]) for name in ANGLES)
                 lines.append(f"| {METHODS[method].title}, seed {seed} | {cells} |")
@@ -134,16 +152,16 @@ def angle(found):
     return f"{mean} (n = {found['n']}, {found['left_out']} left out)"
 
 
-def signs(root=ROOT, net="resnet18"):
+def signs(saved=SAVED, net="resnet18"):
     """AFD - AT, means over seeds: ours, the paper's, and whether they have one sign."""
     ours, papers = [], []
-    at, afd = (area_rows(method, root, net) for method in ("at", "afd"))
+    at, afd = (area_rows(method, saved, net) for method in ("at", "afd"))
     if at and afd:
         for place, name in enumerate(AREAS):
             ours.append((f"area, {name}", gap(at, afd, place)))
             papers.append(PAPER_AREAS["afd"][place] - PAPER_AREAS["at"][place])
     at, afd = (
-        {s: feature_row(told) for s, told in measured(m, "features.json", root, net).items()}
+        {s: feature_row(told) for s, told in measured(m, "features.json", saved, net).items()}
         for m in ("at", "afd")
     )
     if at and afd:
@@ -187,7 +205,7 @@ def plots(root=ROOT):
 
     A method has one colour: thin lines for seeds, a thick one for their mean.
     """
-    found = {method: measured(method, "features.json", root) for method in TABLE1}
+    found = {method: measured(method, "features.json", root / "saved_models") for method in TABLE1}
     found = {method: seeds for method, seeds in found.items() if seeds}
     if not found:
         return {}

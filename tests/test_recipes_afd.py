@@ -69,7 +69,7 @@ def test_areas(folder, tmp_path):  # noqa: F811
     given = set(tr.report.representation.FIELDS) - {"trace"}
     assert given <= set(part) and set(part["areas"]) == set(curves)
     root = saved.parent.parent
-    assert len(results_afd_features.angles(root, "lenet5")) == 3
+    assert len(results_afd_features.angles(root / "saved_models", "lenet5")) == 3
     assert results_afd.plots(root) == {}  # of the ResNet alone
     saved.rename(saved.parent / "mnist_rn18_afd")
     (drawn,) = results_afd.plots(root).values()

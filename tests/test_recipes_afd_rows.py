@@ -39,7 +39,8 @@ def test_a_command_has_the_flags_that_its_method_uses(tmp_path):
 
 
 def test_a_card_of_other_flags_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(afd_stages.mnist, "mnist", lambda args: None)
+    data = argparse.Namespace(x_test=range(10_000))
+    monkeypatch.setattr(afd_stages.mnist, "mnist", lambda args: data)
     folder = card(flags(tmp_path, epochs=5))
     assert afd_stages.run(flags(tmp_path, epochs=5, weight=9.0)) == [folder.name]
     for other in ({"rate": 0.2}, {"epochs": 10}, {"n": 10}, {"width": 1.0}):
@@ -47,6 +48,8 @@ def test_a_card_of_other_flags_is_refused_before_anything_is_trained(tmp_path, m
             afd_stages.run(flags(tmp_path, **{"epochs": 5, **other}))
     with pytest.raises(SystemExit, match="`--epochs` must be that of the other cards"):
         afd_stages.run(flags(tmp_path, methods=["afd"]))
+    with pytest.raises(SystemExit, match="`--n` must be at most 10000"):
+        afd_stages.run(flags(tmp_path, n=20_000))
     card(flags(tmp_path, epochs=5, steps=3), "at")
     with pytest.raises(SystemExit, match="`--steps` must be that of the other cards"):
         afd_stages.run(flags(tmp_path, epochs=5, methods=["afd"]))
@@ -119,14 +122,14 @@ def test_measurements_of_another_net_are_left_out(tmp_path):
     afd_table2_auc.keep(folder / "curves.json", told)
     assert (
         "| not run | not run | not run | 0.500 | not run |"
-        in results_afd_features.areas(tmp_path)[-2]
+        in results_afd_features.areas(tmp_path / "saved_models")[-2]
     )
     size = {"units": 3, "features": 4, "dimensions": 2, "lone": 1}
     shift = {"median": 0.1, "deviation": 0.2}
     values = {"n": 8, "layer": "pool", "dimensions": size, "sensitivity": {"0.3": shift}}
     for net, rows in (("old", 0), ("new", 4)):  # two of them the head, one the paper's
         afd_table2_auc.keep(folder / "features.json", {**values, "net": net})
-        assert len(results_afd_features.representations(tmp_path)) == rows
+        assert len(results_afd_features.representations(tmp_path / "saved_models")) == rows
 
 
 # Training ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tests.test_recipes import folder, run  # noqa: F401
 def flags(tmp_path, **changes):
     """The flags of table 1 at their defaults, but for the changes."""
     told = {name: keywords.get("default") for name, keywords in anp_vs_rows.options().items()}
-    told |= {"epochs": 10, "smoke": False, "work": tmp_path, "out": tmp_path}
+    told |= {"epochs": 10, "smoke": False, "seed": 0, "work": tmp_path, "out": tmp_path}
     told |= anp_vs_stages.NETS["mnist"].defaults
     return argparse.Namespace(**{**told, **changes})
 
@@ -51,23 +51,71 @@ def test_a_card_of_other_flags_is_refused(tmp_path):
     tr.report.card(
         name, {"AT": tr.report.Entry()}, command=anp_vs_rows.command("at", 0, args)
     ).save(tmp_path / name)
-    anp_vs_rows.one("at", 0, args, None)  # is there: nothing to do
+    anp_vs_rows.every([("at", 0, {})], args, None)  # is there: nothing to do
+    wanted = [("trades", 0, {}), ("at", 0, {})]  # refused before the first is trained
     with pytest.raises(SystemExit, match="`--out` must hold cards of these flags"):
-        anp_vs_rows.one("at", 0, flags(tmp_path, epochs=3), None)
+        anp_vs_rows.every(wanted, flags(tmp_path, epochs=3), None)
+
+
+def test_cards_of_one_table_differ_in_their_row_alone(tmp_path):
+    entry = tr.report.Entry(settings={"epochs": 10, "n": 1000, "width": 1.0})
+    tr.report.card("x", {"AT": entry}).save(tmp_path / "mnist_anp_at_s0")
+    for name, value in (("epochs", 3), ("n", 10), ("width", 0.5), ("warm", 2)):
+        with pytest.raises(SystemExit, match=f"`--{name}` must be that of the other cards"):
+            anp_vs_rows.every([("trades", 0, {})], flags(tmp_path, **{name: value}), None)
+
+
+WRONG = [
+    {"epochs": 0}, {"n": -5}, {"n": 20_000}, {"warm": -3}, {"seeds": [0, -1]}, {"train_images": 0},
+    {"gain": float("nan")}, {"gain": 0.5}, {"gain": float("inf")}, {"beta": float("nan")},
+    {"suppress": -1.0}, {"cost_power": float("nan")}, {"cost_power": 1000.0}, {"width": 0.0},
+    {"grid": [1.0, float("inf")]}, {"seed": 3}, {"train_images": 70_000},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_senseless_flags_are_refused_before_work(tmp_path, monkeypatch, wrong):
+    small = tr.data.load("digits")
+    monkeypatch.setattr(anp_vs_rows.pruning_stages, "dataset", lambda args: small)
+    args = flags(tmp_path, **{"n": 100, "train_images": None, **wrong})
+    (name,) = wrong
+    with pytest.raises(SystemExit, match=f"`--{name.replace('_', '-')}s?` "):
+        anp_vs_rows.prepared(args)
 
 
 def test_a_stage_of_other_flags_is_refused(tmp_path):
-    args, data = flags(tmp_path, epochs=2), tr.data.load("digits")
-    stage = anp_vs_stages.Run(args, data, 0)
-    stage.keep(tmp_path / "at", 2, {}, {"seconds": [1.0, 1.0], "epochs": 2})
+    """Done or killed; of another data set, network, start; not of other rows' options."""
+    args, data, place = flags(tmp_path, epochs=2), tr.data.load("digits"), tmp_path / "at"
+    run = anp_vs_stages.Run(args, data, 0)
+    net = run.net()
+
+    def begun(run, net=net, epochs=2, before=None):
+        return run.begun(place, run.flags(net, epochs, before or {}))
+
+    assert begun(run) is None
     args.gain, args.suppress = 2.0, 3.0  # other rows' affairs
-    assert stage.told(tmp_path / "at", 2, {})["epochs"] == 2
+    assert begun(run) is None
+    others = [
+        ("before", {"before": {"standard": 16}}),
+        ("epochs", {"epochs": 3}),
+        ("weights at the start", {"net": anp_vs_stages.Run(args, data, 1).net()}),
+    ]
+    for done in (False, True):
+        if done:
+            anp_vs_stages.keep(place / "stage.json", {"seconds": [1.0, 1.0], "epochs": 2})
+            assert begun(run)["epochs"] == 2
+        for name, change in others:
+            with pytest.raises(SystemExit, match=f"must hold stages of the same flags.*{name}"):
+                begun(run, **change)
     fewer = dataclasses.replace(data, x_train=data.x_train[:9], y_train=data.y_train[:9])
     with pytest.raises(SystemExit, match="must hold stages of the same flags.*train_images"):
-        anp_vs_stages.Run(args, fewer, 0).told(tmp_path / "at", 2, {})
+        begun(anp_vs_stages.Run(args, fewer, 0))
     args.width = 0.5
-    with pytest.raises(SystemExit, match="must hold stages of the same flags.*other width"):
-        stage.told(tmp_path / "at", 2, {})
+    with pytest.raises(SystemExit, match="must hold stages of the same flags.*width"):
+        begun(run)
+    (place / "flags.json").unlink()
+    with pytest.raises(SystemExit, match="must hold stages with their flags"):
+        begun(run)
 
 
 def test_masks_of_a_run_have_noise_of_their_own(tmp_path):

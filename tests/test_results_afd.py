@@ -85,9 +85,9 @@ def test_settings_that_differ_have_lines_of_their_own(tmp_path):
     assert "| AFD | 1 | 0.5 | 10 |" in page and "| AFD | 1 | 0.5 | 20 |" in page
     assert "+1.00 points" in page and ": at most 2 points below AT." in page
     folder = made(tmp_path, "nt", 0, 0, 0)
-    assert results_afd_features.area_rows("nt", tmp_path) == {0: [0.5] * 8}
+    assert results_afd_features.area_rows("nt", tmp_path / "saved_models") == {0: [0.5] * 8}
     assert "| NT | 1 | 0.5 | 10 | 1,234 | none | 60 | 90 |" in results_afd.page(tmp_path)
     card = tr.report.load(folder).to_dict()
     card["models"]["NT"]["settings"]["digest"] = "another"
     tr.report.Card(card).save(folder)
-    assert not results_afd_features.area_rows("nt", tmp_path)
+    assert not results_afd_features.area_rows("nt", tmp_path / "saved_models")

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from tfrobust import contract
 from tfrobust.layers import BetaBernoulliMask
 from tfrobust.models import blocks
 
@@ -58,7 +59,7 @@ def vgg16(
     """
     if slot not in SLOTS:
         raise ValueError(f"`slot` must be one of {SLOTS}. Received: slot={slot!r}")
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+    if not contract.is_number(dropout) or not 0 <= dropout <= 1:
         raise ValueError(f"`dropout` must be a number in [0, 1]. Received: dropout={dropout!r}")
     classes = blocks.classes_of(classes, input_shape, mask, least=32)
     inputs, x = blocks.image(input_shape, normalization)
