@@ -3,7 +3,7 @@
 import re
 
 import tfrobust as tr
-from recipes.anp_vs_rows import ALL, options
+from recipes.anp_vs_rows import ALL, default
 from recipes.cells import ROOT, gap, percent, spread
 
 # Madaan et al. (2020), Tables 1 and 4: clean, white box, black box, V white, V black, memory in %,
@@ -80,14 +80,14 @@ def cards(data, row, saved=SAVED):
     return {more: dict(sorted(seeds.items())) for more, seeds in sorted(found.items())}
 
 
-def option(more, name):
+def option(more, name, data):
     """The value of an option in such a key, or its default.
 
-    >>> option("_beta8_gain0", "gain"), option("", "gain")
-    (0.0, 4.5)
+    >>> option("_beta8_gain0", "gain", "mnist"), option("", "vib_beta", "cifar10")
+    (0.0, 30.0)
     """
     match = re.search(rf"_{name}({NUMBER})", more)
-    return float(match[1]) if match else options()[name]["default"]
+    return float(match[1]) if match else default(data, name)
 
 
 def others(more, *names):

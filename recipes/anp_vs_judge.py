@@ -31,7 +31,7 @@ def source_images(run, row):
     other = stages.Run(run.args, run.data, run.seed + 1)
     path = run.args.work / f"{run.args.data}_{kind}_images_s{other.seed}.npz"
     net = (stages.standard if kind == "standard" else stages.at)(other).net
-    mark = tr.contract.digest(*net.get_weights())
+    mark = f"{tr.contract.digest(*net.get_weights())} {len(run.data.x_test)}"
     if path.exists():
         with np.load(path) as kept:
             if str(kept["mark"]) == mark:

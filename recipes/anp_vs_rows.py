@@ -57,6 +57,7 @@ MORE = {
 }
 ALL = {**ROWS, **MORE}
 SHARED = ("width", "dropout", "warm")  # of the net and its start, by data set
+BY_DATA = (*SHARED, "beta", "vib_beta")
 SWEPT = {"bp_bbd": "bp_beta", "pat": "bp_beta", "anp_vs_bbd": "beta"}  # Figure 3: row, its beta
 
 
@@ -73,8 +74,12 @@ def options():
             "MNIST, 16 on CIFAR-10)",
         },
         "train_images": {"type": int, "help": "train on so many images (default: all)"},
-        "beta": {"type": float, "default": 100.0, "help": "of ANP with beta-Bernoulli masks"},
-        "vib_beta": {"type": float, "default": 100.0, "help": "of ANP with VIB masks"},
+        "test_images": {"type": int, "help": "judge on so many images (default: all)"},
+        "beta": {"type": float, "help": "of ANP with beta-Bernoulli masks (default: 100)"},
+        "vib_beta": {
+            "type": float,
+            "help": "of ANP with VIB masks (default: 100 on MNIST, 30 on CIFAR-10)",
+        },
         "bp_beta": {"type": float, "default": 1.0, "help": "of BP"},
         "suppress": {"type": float, "default": 1.0, "help": "lambda of VS, V a mean over units"},
         "gain": {
@@ -95,12 +100,18 @@ def prepared(args):
     if "seeds" in args and args.seed:
         raise SystemExit(f"`--seeds` says the seeds of this recipe. Received: --seed {args.seed}")
     defaults = stages.NETS[args.data].defaults
-    for name in SHARED:
-        if getattr(args, name) is None:
+    for name in BY_DATA:
+        if getattr(args, name, None) is None:
             setattr(args, name, defaults.get(name))
         elif name not in defaults:
             raise SystemExit(f"`--{name}` has no meaning for {args.data}")
     data = pruning_stages.dataset(args)
+    if (count := getattr(args, "test_images", None)) is not None:
+        if not 1 <= count <= len(data.x_test):
+            raise SystemExit(
+                f"`--test-images` must lie in [1, {len(data.x_test)}]. Received: {count}"
+            )
+        data = dataclasses.replace(data, x_test=data.x_test[:count], y_test=data.y_test[:count])
     if "n" in args and not args.smoke and args.n > len(data.x_test):
         raise SystemExit(
             f"`--n` must be <= {len(data.x_test)}, all test images. Received: {args.n}"
@@ -117,9 +128,13 @@ def prepared(args):
 
 def changed(row, args):
     """{option: value} of those options of a row that are not at their defaults."""
-    known = options()
     values = {name: getattr(args, name) for name in ALL[row].options}
-    return {name: value for name, value in values.items() if value != known[name]["default"]}
+    return {name: value for name, value in values.items() if value != default(args.data, name)}
+
+
+def default(data, name):
+    """What an option is where it is not given."""
+    return stages.NETS[data].defaults.get(name, options()[name].get("default"))
 
 
 def short(value):
@@ -142,8 +157,9 @@ def command(row, seed, args):
     """The command that makes this one card."""
     told = {"data": args.data, "rows": row, "seeds": seed, "epochs": args.epochs}
     defaults = stages.NETS[args.data].defaults
-    told |= {k: getattr(args, k) for k, v in defaults.items() if getattr(args, k) != v}
-    told |= {"train_images": args.train_images, "n": args.n} | changed(row, args)
+    told |= {k: getattr(args, k) for k in SHARED if getattr(args, k) != defaults.get(k)}
+    told |= {name: getattr(args, name) for name in ("train_images", "test_images", "n")}
+    told |= changed(row, args)
     told["smoke"] = "" if args.smoke else None
     words = ["python", "-m", "recipes.anp_vs_table1"]
     for name, value in told.items():
@@ -176,7 +192,7 @@ def refuse_mixed(args):
     defaults = stages.NETS[args.data].defaults
     for path in sorted(args.out.glob(f"{args.data}_anp_*/card.json")):
         were = next(iter(tr.report.load(path).to_dict()["models"].values())).get("settings", {})
-        for name in ("epochs", "n", "train_images", *SHARED):
+        for name in ("epochs", "n", "train_images", "test_images", *SHARED):
             was, wanted = were.get(name, defaults.get(name)), getattr(args, name)
             if were and was != wanted and not args.smoke:
                 flag = name.replace("_", "-")
@@ -202,8 +218,8 @@ def one(row, seed, args, data):
         models={**entries, "full size": reference},
         data={
             "name": run.scene.title,
-            "note": f"FGSM, PGD-40 and transfer on all test images, PGD-40 x 5 and AutoAttack on "
-            f"the first {args.n}{run.scene.note}",
+            "note": f"FGSM, PGD-40 and transfer on {len(data.x_test):,} test images, PGD-40 x 5 "
+            f"and AutoAttack on the first {args.n}{run.scene.note}",
         },
         threat=run.scene.threat,
         command=command(row, seed, args),

@@ -30,7 +30,7 @@ class Setting:
 
     Args:
         net: Name of its builder in `tr.models`.
-        defaults: Those of the flags of the net and its start.
+        defaults: Of the flags of the net, its start and the masks.
         takes: Those flags that the builder takes.
         batch: Images.
         whole: Training images of the data set, N in (beta / N) KL with `--train-images` too.
@@ -52,7 +52,7 @@ class Setting:
 NETS = {
     "mnist": Setting(
         "lenet5_caffe",
-        {"width": 1.0, "warm": 0},
+        {"width": 1.0, "warm": 0, "beta": 100.0, "vib_beta": 100.0},
         ("width",),
         mnist.BATCH,
         60_000,
@@ -61,7 +61,7 @@ NETS = {
     ),
     "cifar10": Setting(
         "vgg16",
-        {"width": 0.25, "dropout": 0.0, "warm": 16},
+        {"width": 0.25, "dropout": 0.0, "warm": 16, "beta": 100.0, "vib_beta": 30.0},
         ("width", "dropout"),
         64,
         50_000,

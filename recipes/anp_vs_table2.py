@@ -14,7 +14,8 @@ import pathlib
 import keras
 
 import tfrobust as tr
-from recipes import anp_vs_rows, mnist, pruning_stages
+from recipes import anp_vs_rows, mnist, pruning_stages, results_anp_vs
+from recipes.command import check
 
 RADII = (1 / 3, 1.0, 5 / 3, 7 / 3)
 ITERATIONS = (100, 200, 500, 1000)
@@ -23,6 +24,7 @@ ITERATIONS = (100, 200, 500, 1000)
 def main():
     options = {k: anp_vs_rows.options()[k] for k in ("data", "rows", "seeds", "n")}
     args = mnist.arguments(__doc__, epochs=0, **options)
+    check(args, "n", "seeds")
     scene, data = pruning_stages.SETTINGS[args.data], pruning_stages.dataset(args)
     path = tr.files.target(args.out / f"{args.data}_anp_table2" / "results.json")
     found = json.loads(path.read_text())["rows"] if path.exists() else {}
@@ -35,7 +37,7 @@ def main():
         )
     for folder in folders:
         net = keras.saving.load_model(folder / "model.keras", compile=False)
-        mark = {"n": args.n, "net": tr.contract.digest(*net.get_weights())}
+        mark = {"n": args.n, "net": results_anp_vs.mark(folder)}
         if found.get(folder.name, {}).get("mark") != mark:
             found[folder.name] = {"mark": mark, **sweeps(net, scene, data, args)}
             told = {"recipe": "anp_vs_table2", "command": args.command, "rows": found}

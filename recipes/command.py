@@ -13,9 +13,8 @@ FREE = {"data_dir", "work", "out", "resume", "command", "train_only"}
 
 # What flags may be: the least, the largest, in words. Lists are of such values.
 RANGES = {
-    **dict.fromkeys(
-        ("epochs", "n", "steps", "trials", "held", "train_images"), (1, INFINITE, ">= 1")
-    ),
+    **dict.fromkeys(("epochs", "n", "steps", "trials", "held"), (1, INFINITE, ">= 1")),
+    **dict.fromkeys(("train_images", "test_images"), (1, INFINITE, ">= 1")),
     **dict.fromkeys(("seeds", "warm"), (0, INFINITE, ">= 0")),
     **dict.fromkeys(
         ("beta", "vib_beta", "bp_beta", "suppress", "grid", "weight", "match"),

@@ -4,7 +4,9 @@ Rows accumulate: a row with several seeds shows mean and standard deviation over
 there are. The paper's figures stand beside ours; its budget was 200 epochs.
 """
 
+import hashlib
 import json
+import textwrap
 
 from recipes import cells, figures
 from recipes.anp_vs_cards import (
@@ -22,7 +24,7 @@ from recipes.anp_vs_cards import (
     others,
     rates,
 )
-from recipes.anp_vs_rows import ALL, ROWS, SWEPT, options
+from recipes.anp_vs_rows import ALL, SWEPT, default
 from recipes.cells import ROOT
 
 TITLES = {"cifar10": "CIFAR-10, Linf, epsilon 8/255: VGG-16"}
@@ -101,7 +103,7 @@ def weights(data, row, saved=SAVED):
     """[(lambda, {seed: card})] of a row at its other defaults; without suppression lambda is 0."""
     weighed = "suppress" in ALL[row].options
     found = {
-        option(more, "suppress") if weighed else 0.0: seeds
+        option(more, "suppress", data) if weighed else 0.0: seeds
         for more, seeds in cards(data, row, saved).items()
         if not others(more, "suppress")
     }
@@ -152,10 +154,10 @@ def swept(data, row, saved=SAVED):
     """{beta: {seed: card}} of a row of Figure 3, whose masks no gain has stopped."""
     flag = SWEPT[row]
     return {
-        option(more, flag): seeds
+        option(more, flag, data): seeds
         for more, seeds in cards(data, row, saved).items()
         if not others(more, flag, "gain")
-        and ("gain" not in ALL[row].options or option(more, "gain") == 0)
+        and ("gain" not in ALL[row].options or option(more, "gain", data) == 0)
     }
 
 
@@ -206,12 +208,21 @@ def _paint(figure, data, root):
     panels[1].legend(frameon=False, fontsize=7)
 
 
+def mark(folder):
+    """SHA-256 of the net in a folder, "" without one."""
+    path = folder / "model.keras"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
 def sweeps(data, saved=SAVED):
     """Lines of Table 2: accuracy against the radius and the iterations of PGD."""
     path = saved / f"{data}_anp_table2" / "results.json"
     if not path.exists():
         return []
     found = json.loads(path.read_text())["rows"]
+    found = {name: row for name, row in found.items() if row["mark"]["net"] == mark(saved / name)}
+    if not found:
+        return []
     first = next(iter(found.values()))
     columns = [f"epsilon {radius:g}" for radius, _ in first["epsilon"]]
     columns += [f"{steps} steps" for steps, _ in first["iterations"]]
@@ -223,22 +234,42 @@ def sweeps(data, saved=SAVED):
 
 
 def budget(data, saved=SAVED):
-    """What the cards of Table 1 were trained with, in words, or where they differ."""
+    """What the cards were trained and judged with, in words, or where they differ."""
     told = {}
-    for row in ROWS:
-        for card in cards(data, row, saved).get("", {}).values():
-            entry = next(iter(card["models"].values()))["settings"]
-            names = ("epochs", "train_images", "n", "width", "warm", "dropout")
-            told.setdefault(tuple(entry.get(name) for name in names), []).append(row)
+    for row in ALL:
+        for seeds in cards(data, row, saved).values():
+            for card in seeds.values():
+                entry = next(iter(card["models"].values()))["settings"]
+                names = ("epochs", "train_images", "test_images", "n", "width", "warm", "dropout")
+                key = tuple(entry.get(name) or None for name in names)
+                told.setdefault(key, []).append(ALL[row].title)
     return [
-        f"{epochs} epochs of {f'{images:,} training images' if images else 'all training images'}"
-        + f" after {warm} of standard training" * bool(warm)
-        + f", AutoAttack on the first {n:,}"
-        + f", {width:g} of the width" * (width != 1)
-        + (f", {dropout:g} of the paper's dropout" if dropout not in (None, 1) else "")
+        f"{epochs} epochs of {of(images, 'training')}"
+        + f", adversarial rows after {warm} epochs of standard training" * bool(warm)
+        + f"; judged on {of(tests, 'test')}, PGD-40 x 5 and AutoAttack on the first {n:,}"
+        + f"; {width:g} of the network's width" * (width != 1)
+        + "; without the paper's dropout" * (data != "mnist" and not dropout)
         + (f" ({', '.join(dict.fromkeys(rows))})" if len(told) > 1 else "")
-        for (epochs, images, n, width, warm, dropout), rows in told.items()
+        for (epochs, images, tests, n, width, warm, dropout), rows in told.items()
     ]
+
+
+def of(count, kind):
+    """So many images of a kind.
+
+    >>> of(None, "test"), of(2000, "test")
+    ('all test images', 'the first 2,000 test images')
+    """
+    return f"all {kind} images" if count is None else f"the first {count:,} {kind} images"
+
+
+STAGES = {
+    "anp_vs_bbd": "of ANP-VS adversarial training, masks, fine-tuning",
+    "bp_bbd": "of BP standard training, masks (on clean images alone)",
+    "pretrained_at": "of Pretrained AT standard training, then attacked images alone",
+    "pat": "of PAT those of BP, then adversarial training of what is left",
+    "admm": "of ADMM adversarial training, pull, fine-tuning",
+}
 
 
 def section(data, root=ROOT):
@@ -247,20 +278,39 @@ def section(data, root=ROOT):
     rows = table(data, tuple(ACCURACIES), saved)
     if not rows:
         return []
-    known = {name: flag.get("default") for name, flag in options().items()}
+    names = ("gain", "beta", "vib_beta", "cost_power", "warm")
+    known = {name: default(data, name) for name in names}
+    made = [row for row in ALL if cards(data, row, saved)]
+    stages = [words for row, words in STAGES.items() if row in made or f"{row[:-3]}vib" in made]
+    first = "standard training first for adversarial rows; " * bool(known["warm"])
+    text = (
+        f"Made by `python -m recipes.anp_vs_table1`, a card for each row and seed. The budget: "
+        f"{'; '.join(budget(data, saved))}. The attack in training is PGD-7; the paper trained for "
+        "200 epochs. Rates of one net with 95 % intervals (Wilson) in brackets; over seeds mean +- "
+        "standard deviation. The white box has one start. PGD-40 x 5 and AutoAttack see the same "
+        "images: their gap is a sign of masked gradients beyond 5 points. Black box: PGD-40 on a "
+        "net of another seed, adversarially trained for rows that are, standard for the others. "
+        "Masked nets are shrunk before they are judged"
+        + "; AT BNN is judged as the net of its mean weights"
+        * ("at_bnn" in made)
+        + ". That twice the steps of PGD would lift margins a little more is no news beside "
+        "AutoAttack and left out of the doubts that follow the table; cards tell it."
+    )
+    size = (
+        "V: last iterates, units that were cut never move. Memory, xFLOPs and sparsity by the "
+        "formulas of the paper's code (sparsity of units"
+        + "; of weights for ADMM"
+        * ("admm" in made)
+        + f"). **How much ANP-VS prunes is our choice**: its masks learn until {known['gain']:g} x "
+        f"fewer FLOPs are reached (beta {known['beta']:g}, of VIB {known['vib_beta']:g}, over the "
+        "images of the whole training set; the KL of each unit weighed by its FLOPs to the power "
+        f"of {known['cost_power']:g}; the paper weighs all alike and trains on), then the small "
+        f"net is fine-tuned. Stages: {first}{'; '.join(stages)}."
+    )
     lines = [
         "## ANP-VS and its baselines",
         "",
-        "Made by `python -m recipes.anp_vs_table1`, a card for each row and seed. The budget:",
-        "; ".join(budget(data, saved)) + ".",
-        "The attack in training is PGD-7; the paper trained for 200 epochs. Clean, white box (one",
-        "start) and black box on all test images, in brackets 95 % intervals (Wilson); over seeds",
-        "mean +- standard deviation. PGD-40 x 5 and AutoAttack on the same first images: their gap",
-        "is a sign of masked gradients beyond 5 points. Black box: PGD-40 on a net of another",
-        "seed, adversarially trained for rows that are, standard for the others. Masked nets are",
-        "shrunk before they are judged. AT BNN is judged as the net of its mean weights. Most",
-        "cards say that twice the steps of PGD would lift the margins a little more; AutoAttack",
-        "stands beside. Other doubts follow the table.",
+        *textwrap.wrap(text, 95, break_on_hyphens=False),
         "",
         *rows,
         "",
@@ -270,15 +320,7 @@ def section(data, root=ROOT):
         "",
         "### Vulnerability and size",
         "",
-        "V: last iterates, all test images, units that were cut never move. Memory, xFLOPs and",
-        "sparsity by the formulas of the paper's code (sparsity of units; of weights for ADMM).",
-        "**How much ANP-VS prunes is our choice**: its masks learn until",
-        f"{known['gain']:g} x fewer FLOPs are reached (beta {known['beta']:g}, of VIB",
-        f"{known['vib_beta']:g}; the KL of each unit weighed by its FLOPs to the power of",
-        f"{known['cost_power']:g}; the paper weighs all alike and trains on), then the small",
-        "net is fine-tuned. Stages: of ANP-VS adversarial training, masks, fine-tuning; of BP and",
-        "Pretrained AT standard training first (BP's epochs are of clean images alone); of ADMM",
-        "adversarial training, pull, fine-tuning.",
+        *textwrap.wrap(size, 95, break_on_hyphens=False),
         "",
         *table(data, tuple(COSTS), saved),
         "",

@@ -9,6 +9,7 @@ Command: python -m recipes.tune_anp_vs --data mnist --trials 12 --epochs 3
 Time: a trial is `--epochs` of training on a one-step attack, a finalist the same on PGD-7.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -21,7 +22,7 @@ import numpy as np
 import tfrobust as tr
 from recipes import anp_vs_rows as rows
 from recipes import anp_vs_stages as stages
-from recipes import mnist
+from recipes import mnist, pruning_stages
 
 
 class Search(keras_tuner.HyperModel):
@@ -43,11 +44,7 @@ class Search(keras_tuner.HyperModel):
             attack,
             beta=hp.Float("beta", 4.0, 400.0, sampling="log"),
             train_size=self.run.setting.whole,
-            regularizers=[
-                tr.regularizers.VulnerabilitySuppression(
-                    hp.Float("lambda", 0.1, 100.0, sampling="log")
-                )
-            ],
+            regularizers=self.run.suppression(hp.Float("lambda", 0.1, 100.0, sampling="log"), net),
             kl_weights=stages.cost_weights(net, self.args.cost_power),
             seed=self.run.seed,
         )
@@ -98,6 +95,10 @@ def main():
     if args.smoke:
         args.trials, args.held = 2, 64
     data, args.work = rows.prepared(args), args.work / f"{args.data}_tune_anp_vs"
+    if args.held >= len(data.x_train):
+        raise SystemExit(f"`--held` must be less than {len(data.x_train)}. Received: {args.held}")
+    lasting = {name: value for name, value in vars(args).items() if name != "trials"}
+    pruning_stages.same_run(argparse.Namespace(**lasting), args.work / "flags")
     held = data.x_train[-args.held :], data.y_train[-args.held :]
     rest = slice(-args.held)
     data = dataclasses.replace(data, x_train=data.x_train[rest], y_train=data.y_train[rest])

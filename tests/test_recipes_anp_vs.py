@@ -118,6 +118,39 @@ def test_a_stage_of_other_flags_is_refused(tmp_path):
         begun(run)
 
 
+def test_flags_are_completed_by_the_data_set(tmp_path, monkeypatch):
+    small = tr.data.load("digits")
+    monkeypatch.setattr(anp_vs_rows.pruning_stages, "dataset", lambda args: small)
+    bare = dict.fromkeys(anp_vs_rows.BY_DATA)
+    args = flags(tmp_path, **bare, data="cifar10", n=50, train_images=100, test_images=60)
+    data = anp_vs_rows.prepared(args)
+    assert (len(data.x_train), len(data.y_train), len(data.x_test), len(data.y_test)) == (
+        100, 100, 60, 60)  # fmt: skip
+    assert (args.width, args.dropout, args.warm, args.vib_beta) == (0.25, 0.0, 16, 30.0)
+    assert anp_vs_rows.name_of("anp_vs_vib", 0, args) == "cifar10_anp_anp_vs_vib_s0"
+    assert anp_vs_rows.command("anp_vs_vib", 0, args) == (
+        "python -m recipes.anp_vs_table1 --data cifar10 --rows anp_vs_vib --seeds 0 --epochs 10 "
+        "--train-images 100 --test-images 60 --n 50"
+    )
+    args = flags(tmp_path, **bare, n=50)
+    anp_vs_rows.prepared(args)
+    assert (args.width, args.dropout, args.warm, args.vib_beta) == (1.0, None, 0, 100.0)
+    with pytest.raises(SystemExit, match="`--n` must be"):
+        anp_vs_rows.prepared(flags(tmp_path, **bare, n=61, test_images=60))
+
+
+def test_a_sweep_of_another_net_is_not_shown(tmp_path):
+    folder, table2 = tmp_path / "mnist_anp_at_s0", tmp_path / "mnist_anp_table2"
+    folder.mkdir()
+    (folder / "model.keras").write_bytes(b"a net")
+    row = {"mark": {"n": 4, "net": results_anp_vs.mark(folder)}, "n": 4}
+    row |= {"epsilon": [[0.1, 3]], "iterations": [[100, 2]]}
+    anp_vs_stages.keep(table2 / "results.json", {"rows": {folder.name: row, "gone": row}})
+    assert results_anp_vs.sweeps("mnist", tmp_path)[2:] == ["| mnist_anp_at_s0 | 4 | 75.0 | 50.0 |"]
+    (folder / "model.keras").write_bytes(b"another")
+    assert results_anp_vs.sweeps("mnist", tmp_path) == []
+
+
 def test_masks_of_a_run_have_noise_of_their_own(tmp_path):
     stage = anp_vs_stages.Run(flags(tmp_path), None, 0)
     net = stage.masked(stage.net(), "bbd", initial_a=2.0)
@@ -145,7 +178,7 @@ def test_rows_on_cifar_start_from_the_standard_net(tmp_path, monkeypatch):
         start = ["standard"] if warm else None
         assert told["standard"] == (None, warm or 10)
         assert told["at"] == told["trades"] == told["at_bnn"] == (start, 10)
-    args = flags(tmp_path, data="mnist", dropout=0.5, train_images=None, data_dir=None)
+    args = flags(tmp_path, dropout=0.5)
     with pytest.raises(SystemExit, match="`--dropout` has no meaning for mnist"):
         anp_vs_rows.prepared(args)
 
