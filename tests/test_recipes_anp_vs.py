@@ -140,14 +140,14 @@ def test_flags_are_completed_by_the_data_set(tmp_path, monkeypatch):
 
 
 def test_a_sweep_of_another_net_is_not_shown(tmp_path):
-    folder, table2 = tmp_path / "mnist_anp_at_s0", tmp_path / "mnist_anp_table2"
-    folder.mkdir()
-    (folder / "model.keras").write_bytes(b"a net")
-    row = {"mark": {"n": 4, "net": results_anp_vs.mark(folder)}, "n": 4}
+    net, table2 = tmp_path / "mnist_anp_at_s0", tmp_path / "mnist_anp_table2"
+    net.mkdir()
+    (net / "model.keras").write_bytes(b"a net")
+    row = {"mark": {"n": 4, "net": results_anp_vs.mark(net)}, "n": 4}
     row |= {"epsilon": [[0.1, 3]], "iterations": [[100, 2]]}
-    anp_vs_stages.keep(table2 / "results.json", {"rows": {folder.name: row, "gone": row}})
+    anp_vs_stages.keep(table2 / "results.json", {"rows": {net.name: row, "gone": row}})
     assert results_anp_vs.sweeps("mnist", tmp_path)[2:] == ["| mnist_anp_at_s0 | 4 | 75.0 | 50.0 |"]
-    (folder / "model.keras").write_bytes(b"another")
+    (net / "model.keras").write_bytes(b"another")
     assert results_anp_vs.sweeps("mnist", tmp_path) == []
 
 
