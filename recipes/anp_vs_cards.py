@@ -84,7 +84,7 @@ def option(more, name, data):
     """The value of an option in such a key, or its default.
 
     >>> option("_beta8_gain0", "gain", "mnist"), option("", "vib_beta", "cifar10")
-    (0.0, 30.0)
+    (0.0, 50.0)
     """
     match = re.search(rf"_{name}({NUMBER})", more)
     return float(match[1]) if match else default(data, name)

@@ -78,7 +78,7 @@ def options():
         "beta": {"type": float, "help": "of ANP with beta-Bernoulli masks (default: 100)"},
         "vib_beta": {
             "type": float,
-            "help": "of ANP with VIB masks (default: 100 on MNIST, 30 on CIFAR-10)",
+            "help": "of ANP with VIB masks (default: 100 on MNIST, 50 on CIFAR-10)",
         },
         "bp_beta": {"type": float, "default": 1.0, "help": "of BP"},
         "suppress": {"type": float, "default": 1.0, "help": "lambda of VS, V a mean over units"},

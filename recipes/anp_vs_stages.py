@@ -61,7 +61,7 @@ NETS = {
     ),
     "cifar10": Setting(
         "vgg16",
-        {"width": 0.25, "dropout": 0.0, "warm": 16, "beta": 100.0, "vib_beta": 30.0},
+        {"width": 0.25, "dropout": 0.0, "warm": 16, "beta": 100.0, "vib_beta": 50.0},
         ("width", "dropout"),
         64,
         50_000,

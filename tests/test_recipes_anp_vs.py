@@ -126,7 +126,7 @@ def test_flags_are_completed_by_the_data_set(tmp_path, monkeypatch):
     data = anp_vs_rows.prepared(args)
     assert (len(data.x_train), len(data.y_train), len(data.x_test), len(data.y_test)) == (
         100, 100, 60, 60)  # fmt: skip
-    assert (args.width, args.dropout, args.warm, args.vib_beta) == (0.25, 0.0, 16, 30.0)
+    assert (args.width, args.dropout, args.warm, args.vib_beta) == (0.25, 0.0, 16, 50.0)
     assert anp_vs_rows.name_of("anp_vs_vib", 0, args) == "cifar10_anp_anp_vs_vib_s0"
     assert anp_vs_rows.command("anp_vs_vib", 0, args) == (
         "python -m recipes.anp_vs_table1 --data cifar10 --rows anp_vs_vib --seeds 0 --epochs 10 "
