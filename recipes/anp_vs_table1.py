@@ -10,7 +10,9 @@ CIFAR-10, VGG-16 of a quarter of the width: images are cropped and mirrored at r
 narrow nets learn next to nothing in so few epochs otherwise, adversarial rows start from the
 standard net (`--warm`) and there is no dropout (`--dropout`; 1 is the paper's).
 Command: python -m recipes.anp_vs_table1 --epochs 6 --rows at anp_vs_bbd --seeds 0 1 2
-CIFAR-10: --data cifar10 --train-images 10000 --n 500 --epochs 6 --rows at trades anp_vs_bbd
+CIFAR-10: --data cifar10 --train-images 10000 --test-images 2000 --n 500 --epochs 6
+--rows at trades anp_vs_vib (beta of VIB is 50 there: with 10 and 30 six epochs of masks end before
+the FLOP gain is reached, with 100 most units fall at once)
 Time: 15 to 25 minutes a row with judging, on one core.
 Expected: docs/results/mnist.md, made with 6 epochs; another `--out` for other budgets.
 """
