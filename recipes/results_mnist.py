@@ -70,7 +70,7 @@ def page(root=ROOT):
         "Made by `make results` from the cards in `saved_models/`; each names the command that",
         "makes it. Accuracies in per cent with 95 % intervals (Wilson). PGD is PGD-40, step 0.01,",
         "5 restarts, best iterate; APGD is the worst case of APGD-CE and APGD-T (9 targets, 100",
-        "steps); AutoAttack is the standard version, on the first 1,000 test images, put on the",
+        "steps); AutoAttack is the standard version, on the first n test images, put on the",
         "cards by `python -m recipes.autoattack`. A scratch twin has the same",
         "shrunk architecture, trained from random weights with the same objective (but for the",
         "parent's soft labels: it has no parent) for as many epochs as fill the processor seconds",
@@ -178,8 +178,9 @@ def members(found):
     if not suites:
         return ["Not run."]
     names = [name for name, _ in suites[0][1]["parts"]]
+    sizes = sorted({attack["rate"]["n"] for _, attack in suites})
     lines = [
-        "Images of 1,000 that are still right after each member, which sees only what those before",
+        f"Images of {' or '.join(f'{n:,}' for n in sizes)} that are still right after each member, which sees only what those before",
         "it left; forward and backward passes for an image that is right without attack.",
         "",
         "| net | " + " | ".join(names) + " | forward | backward |",
