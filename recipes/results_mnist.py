@@ -181,7 +181,8 @@ def members(found):
     sizes = sorted({attack["rate"]["n"] for _, attack in suites})
     lines = [
         f"Images of {' or '.join(f'{n:,}' for n in sizes)} that are still right after each member,",
-        "which sees only what those before it left; forward and backward passes for an image that is right without attack.",
+        "which sees only what those before it left; forward and backward passes for an image that",
+        "is right without attack.",
         "",
         "| net | " + " | ".join(names) + " | forward | backward |",
         "|---" * (len(names) + 3) + "|",
