@@ -89,8 +89,9 @@ def test_page_follows_from_the_json(folder):
 def test_clean_accuracy_of_the_card(folder, card, entry):
     data = tr.data.load(card["data"]["name"].lower().replace("-", ""))
     net = keras.saving.load_model(path_of(folder, entry, "keras"))
-    right = ~tr.attacks.verdicts(net, data.x_test, data.y_test)
-    assert entry["clean"]["n"] == len(right)
+    count = entry["clean"]["n"]
+    assert count == len(data.x_test) or f"--test-images {count}" in card["command"]
+    right = ~tr.attacks.verdicts(net, data.x_test[:count], data.y_test[:count])
     assert abs(entry["clean"]["count"] - int(right.sum())) <= 1  # one image may lie on a boundary
 
 
