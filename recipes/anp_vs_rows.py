@@ -178,7 +178,8 @@ def every(wanted, args, data):
     refuse_mixed(args)
     runs = [
         (row, seed, argparse.Namespace(**{**vars(args), **variant}))
-        for row, seed, variant in wanted
+        for place, (row, seed, variant) in enumerate(wanted)
+        if (row, seed, variant) not in wanted[:place]
     ]
     for row, seed, told in runs:  # before anything is trained
         if not args.smoke:
