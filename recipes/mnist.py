@@ -45,9 +45,17 @@ def arguments(doc, epochs, **more):
     return args
 
 
+def loaded(name, args):
+    """A data set, or one line that says what is missing."""
+    try:
+        return tr.data.load(name, args.data_dir)
+    except OSError as error:
+        raise SystemExit(str(error)) from None
+
+
 def mnist(args):
     """MNIST; with --smoke the first 512 training and 128 test images."""
-    data = tr.data.load("mnist", args.data_dir)
+    data = loaded("mnist", args)
     if not args.smoke:
         return data
     return tr.data.Dataset(

@@ -72,7 +72,7 @@ SETTINGS = {
 
 def dataset(args):
     """The data; with --smoke 512 training and 64 test images."""
-    data = tr.data.load(args.data, args.data_dir)
+    data = mnist.loaded(args.data, args)
     if not args.smoke:
         return data
     return tr.data.Dataset(

@@ -139,6 +139,12 @@ def test_flags_are_completed_by_the_data_set(tmp_path, monkeypatch):
         anp_vs_rows.prepared(flags(tmp_path, **bare, n=61, test_images=60))
 
 
+def test_missing_data_is_one_line(tmp_path):
+    args = flags(tmp_path, **dict.fromkeys(anp_vs_rows.BY_DATA), data_dir=tmp_path / "none")
+    with pytest.raises(SystemExit, match="none"):
+        anp_vs_rows.prepared(args)
+
+
 def test_a_sweep_of_another_net_is_not_shown(tmp_path):
     net, table2 = tmp_path / "mnist_anp_at_s0", tmp_path / "mnist_anp_table2"
     net.mkdir()
