@@ -118,10 +118,8 @@ def arguments(doc, methods, **more):
     if args.smoke:
         args.net, args.width, args.n, args.steps = "lenet5", 0.125, 16, 2
         args.out = args.out / "saved_models"
-        args.methods, args.seeds = (
-            [m for m in [*args.methods, "afd"] if m.startswith("afd")][:1],
-            [0],
-        )
+        games = [method for method in args.methods if method.startswith("afd")]
+        args.methods, args.seeds = [*games, "afd"][:1], [0]
     args.width = WIDTHS[args.net] if args.width is None else args.width
     return args
 

@@ -36,6 +36,7 @@ class Setting:
         whole: Training images of the data set, N in (beta / N) KL with `--train-images` too.
         sparsity: Of the paper's ADMM rows.
         prior: Of Gaussian weights, its sigma and theirs at the start.
+        look: Batches between two looks at the FLOP gain of masks.
         augment: Of training images.
     """
 
@@ -46,6 +47,7 @@ class Setting:
     whole: int
     sparsity: float
     prior: tuple
+    look: int
     augment: object = None
 
 
@@ -58,6 +60,7 @@ NETS = {
         60_000,
         0.80,
         (1.0, 0.0486),
+        20,
     ),
     "cifar10": Setting(
         "vgg16",
@@ -67,6 +70,7 @@ NETS = {
         50_000,
         0.75,
         (0.1, 0.00672),
+        5,
         tr.data.CropFlip(pad=4),
     ),
 }
@@ -182,6 +186,7 @@ class Run:
             "batch": setting.batch,
             "augment": repr(setting.augment),
             "whole": setting.whole,
+            "look": setting.look,
             "attack": repr(self.scene.training),
             "epochs": epochs,
             "before": before,
@@ -323,7 +328,7 @@ def anp(run, kind="bbd", suppress=0.0):
     name += f"_cost{args.cost_power:g}" * (args.cost_power != 0.5)
     net = run.masked(start.net, kind, **({"initial_a": 2.0} if kind == "bbd" else {}))
     goal = 1.0 if args.smoke else args.gain  # masks hardly move in an epoch of 512 images
-    stop = Stop(net, goal, run.net())
+    stop = Stop(net, goal, run.net(), run.setting.look)
 
     def make(net, steps):
         return tr.training.ANP(
@@ -357,7 +362,7 @@ def anp(run, kind="bbd", suppress=0.0):
 class Stop(keras.callbacks.Callback):
     """Ends `fit` when the masks have reached a FLOP gain."""
 
-    def __init__(self, net, goal, full, every=5):
+    def __init__(self, net, goal, full, every):
         super().__init__()
         self.net, self.goal, self.every = net, goal, every
         self.full = tr.footprint.measure(full).flops

@@ -248,7 +248,7 @@ def budget(data, saved=SAVED):
         + f", adversarial rows after {warm} epochs of standard training" * bool(warm)
         + f"; judged on {of(tests, 'test')}, PGD-40 x 5 and AutoAttack on the first {n:,}"
         + f"; {width:g} of the network's width" * (width != 1)
-        + "; without the paper's dropout" * (data != "mnist" and not dropout)
+        + f"; {dropout or 0:g} of the paper's dropout" * (data != "mnist" and dropout != 1)
         + (f" ({', '.join(dict.fromkeys(rows))})" if len(told) > 1 else "")
         for (epochs, images, tests, n, width, warm, dropout), rows in told.items()
     ]
