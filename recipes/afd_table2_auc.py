@@ -22,7 +22,7 @@ import numpy as np
 
 import tfrobust as tr
 from recipes import afd_cards, results_afd_features
-from recipes.command import command_line
+from recipes.command import command_line, keep
 
 RADII = (0, 0.1, 0.3, 0.35, 0.4, 0.45, 0.5)
 SHARE = 0.025  # of epsilon, the step of PGD in L2 and L1
@@ -96,11 +96,6 @@ def _untrained(root):
 
 def measured(path, again):
     return json.loads(path.read_text()) if path.exists() and not again else {}
-
-
-def keep(path, values):
-    text = json.dumps(values, indent=1) + "\n"
-    tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
 
 
 def mark_of(net, args):

@@ -11,13 +11,13 @@ another method; the attack in training is PGD-7 with steps of epsilon / 4.
 
 import dataclasses
 import json
-import pathlib
 
 import keras
 import numpy as np
 
 import tfrobust as tr
 from recipes import mnist, pruning_stages
+from recipes.command import keep
 
 KINDS = {"bbd": "BetaBernoulliMask", "vib": "VIBMask"}
 MIX, DECAY = (1.0, 2.0), 1e-4
@@ -220,12 +220,6 @@ class Run:
             seed=self.seed,
             **options,
         )
-
-
-def keep(path, values):
-    """Writes JSON under its name at once, not in pieces."""
-    text = json.dumps(values, indent=1) + "\n"
-    tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
 
 
 # --- rows: functions of a run ---------------------------------------------------------------------

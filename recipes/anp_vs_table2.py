@@ -9,13 +9,12 @@ Command: python -m recipes.anp_vs_table2 --rows at anp_vs_bbd
 """
 
 import json
-import pathlib
 
 import keras
 
 import tfrobust as tr
 from recipes import anp_vs_rows, mnist, pruning_stages, results_anp_vs
-from recipes.command import check
+from recipes.command import check, keep
 
 RADII = (1 / 3, 1.0, 5 / 3, 7 / 3)
 ITERATIONS = (100, 200, 500, 1000)
@@ -41,8 +40,7 @@ def main():
         if found.get(folder.name, {}).get("mark") != mark:
             found[folder.name] = {"mark": mark, **sweeps(net, scene, data, args)}
             told = {"recipe": "anp_vs_table2", "command": args.command, "rows": found}
-            text = json.dumps(told, indent=1) + "\n"
-            tr.files.replace(path, lambda p, text=text: pathlib.Path(p).write_text(text))
+            keep(path, told)
         print(folder.name, json.dumps(found[folder.name]), flush=True)
     print(f"wrote {path}")
 

@@ -1,6 +1,7 @@
 """What a card tells of a run: the command and the flags, without folders of this machine."""
 
 import json
+import pathlib
 import shlex
 import sys
 
@@ -38,6 +39,12 @@ def check(args, *names):
             if value is not None and not low <= value <= high:
                 flag = name.replace("_", "-")
                 raise SystemExit(f"`--{flag}` must be {words}. Received: {value}")
+
+
+def keep(path, values):
+    """Writes JSON under its name at once, not in pieces."""
+    text = json.dumps(values, indent=1) + "\n"
+    tr.files.replace(tr.files.target(path), lambda p: pathlib.Path(p).write_text(text))
 
 
 def command_line(argv, recipe):

@@ -11,8 +11,6 @@ Time: a trial is `--epochs` of training on a one-step attack, a finalist the sam
 
 import argparse
 import dataclasses
-import json
-import pathlib
 import shutil
 
 import keras
@@ -23,6 +21,7 @@ import tfrobust as tr
 from recipes import anp_vs_rows as rows
 from recipes import anp_vs_stages as stages
 from recipes import mnist, pruning_stages
+from recipes.command import keep
 
 
 class Search(keras_tuner.HyperModel):
@@ -145,8 +144,7 @@ def write(tuner, run, held, args):
     show(front)
     told = {"command": args.command, "held": len(held[0]), "trials": len(trials), "front": front}
     path = tr.files.target(args.out / f"{args.data}_tune_anp_vs" / "results.json")
-    text = json.dumps(told, indent=1) + "\n"
-    tr.files.replace(path, lambda p: pathlib.Path(p).write_text(text))
+    keep(path, told)
     print(f"wrote {path}")
 
 
